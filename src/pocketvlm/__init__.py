@@ -1,0 +1,1 @@
+"""PocketVLM: images in, a small vision-language model for phones out, measured as shipped."""

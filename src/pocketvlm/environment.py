@@ -1,0 +1,67 @@
+"""What this process is told by its environment: the store, its keys, and folders. The only reader of the environment.
+
+Every secret can come as `NAME` or as `NAME_FILE`, the path of a file that holds it (a mounted Kubernetes secret).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pocketvlm.errors import UserError
+
+
+class Environment(BaseSettings):
+    """Settings of the process; nothing below the door reads `os.environ`."""
+
+    model_config = SettingsConfigDict(extra="ignore", populate_by_name=True, env_ignore_empty=True)
+
+    store: str = Field(default=".pocketvlm/store", validation_alias="POCKETVLM_STORE")
+    """A folder, or `s3://bucket/prefix`."""
+    scratch: Path = Field(default=Path(".pocketvlm/scratch"), validation_alias="POCKETVLM_SCRATCH")
+    """Where stages put files while they work; safe to delete between runs."""
+    cache: Path = Field(default=Path("~/.cache/pocketvlm"), validation_alias="POCKETVLM_CACHE")
+    """What clones of one user share: the built llama.cpp."""
+    llama_cpp_home: Path | None = Field(default=None, validation_alias="LLAMA_CPP_HOME")
+    """An existing build of the pinned llama.cpp; otherwise the one in `cache`."""
+    threads: int | None = Field(default=None, ge=1, validation_alias="POCKETVLM_THREADS")
+    """CPU threads for torch and llama.cpp; default: the cores that this process may use."""
+
+    endpoint_url: str | None = Field(default=None, validation_alias="AWS_ENDPOINT_URL_S3")
+    region: str = Field(default="us-east-1", validation_alias="AWS_REGION")
+    access_key_id: SecretStr | None = Field(default=None, validation_alias="AWS_ACCESS_KEY_ID")
+    secret_access_key: SecretStr | None = Field(default=None, validation_alias="AWS_SECRET_ACCESS_KEY")
+    session_token: SecretStr | None = Field(default=None, validation_alias="AWS_SESSION_TOKEN")
+    hub_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
+
+    def thread_count(self) -> int:
+        """CPU threads to use: `POCKETVLM_THREADS`, else the cores this process may run on."""
+        if self.threads:
+            return self.threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def read_environment() -> Environment:
+    """Reads the environment once. Raises UserError naming the variable, or the file behind `NAME_FILE`."""
+    values: dict[str, Any] = {}
+    for name, field in Environment.model_fields.items():
+        variable = str(field.validation_alias)
+        path = os.environ.get(f"{variable}_FILE")
+        if path:
+            try:
+                values[name] = Path(path).read_text().strip()
+            except OSError as error:
+                raise UserError(f"{variable}_FILE={path}: cannot be read ({error.strerror}); mount the secret there "
+                                f"or set {variable}") from error
+    if "AWS_ENDPOINT_URL_S3" not in os.environ and os.environ.get("AWS_ENDPOINT_URL"):
+        values.setdefault("endpoint_url", os.environ["AWS_ENDPOINT_URL"])
+    try:
+        settings = Environment(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"environment variable {first['loc'][0]}: {first['msg']}") from error
+    return settings.model_copy(update={"cache": settings.cache.expanduser()})

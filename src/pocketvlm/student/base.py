@@ -1,0 +1,74 @@
+"""The checkpoint that training starts from: built in, a folder, or a pinned revision on the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.environment import Environment
+from pocketvlm.errors import UserError
+from pocketvlm.run_file import Recipe, Student
+
+TINY = "tiny"
+CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+"""What is read of a checkpoint: no pickles, no code."""
+
+
+def is_hub_id(model: str, folder: Path) -> bool:
+    """Whether `student.model` names a Hub repository: `owner/name` that is no folder beside the run file."""
+    return model != TINY and model.count("/") == 1 and not model.startswith((".", "/", "~")) and not (folder / model).exists()
+
+
+def identity(student: Student, folder: Path) -> dict[str, Any]:
+    """What determines the base's bytes, for artifact ids. Raises UserError for an unpinned Hub id or a missing folder."""
+    if student.model == TINY:
+        from pocketvlm.student import tiny
+
+        return {"model": TINY, "format": tiny.FORMAT, "seed": student.seed}
+    if is_hub_id(student.model, folder):
+        if not student.revision:
+            raise UserError(f"run.student.revision: is missing; pin the commit of {student.model} (40 hex digits)")
+        return {"model": student.model, "revision": student.revision}
+    path = local_folder(student, folder)
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in checkpoint_files(path)}
+    return {"model": path.name, "files": digests}
+
+
+def local_folder(student: Student, folder: Path) -> Path:
+    """The folder that `student.model` names. Raises UserError when it holds no checkpoint."""
+    path = (folder / Path(student.model).expanduser()).resolve()
+    if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
+        raise UserError(
+            f"run.student.model: {student.model} is neither `tiny`, a Hub id (owner/name), nor a folder with config.json "
+            "and *.safetensors; correct it"
+        )
+    return path
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """The files of a checkpoint folder that may be read, sorted."""
+    return sorted({file for pattern in CHECKPOINT_FILES for file in path.glob(pattern)})
+
+
+def fetch_base(recipe: Recipe, folder: Path, scratch: Path, environment: Environment) -> Path:
+    """A folder with the base checkpoint; built or downloaded into `scratch` where needed."""
+    student = recipe.student
+    if student.model == TINY:
+        from pocketvlm.student import tiny
+
+        return tiny.build_tiny(scratch / "base", seed=student.seed, longest_edge_px=recipe.device.longest_edge_px)
+    if not is_hub_id(student.model, folder):
+        return local_folder(student, folder)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    token = environment.hub_token.get_secret_value() if environment.hub_token else None
+    try:
+        path = snapshot_download(student.model, revision=student.revision, allow_patterns=list(CHECKPOINT_FILES), token=token)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"run.student.model: {student.model} at {student.revision} cannot be fetched ({type(error).__name__}: {error}); "
+            "check the name, the revision, HF_TOKEN and the network, or name a local folder"
+        ) from error
+    return Path(path)

@@ -1,0 +1,69 @@
+"""Checkpoint folders in Hugging Face layout: reading a student, and writing what llama.cpp's converter needs.
+
+The converter takes `size.longest_edge` from preprocessor_config.json and then lets processor_config.json override it
+(conversion/base.py of the pin); where it is missing it silently writes one tile. So both files are always written.
+It refuses the text model unless `text_config.architectures` names it, and transformers drops that key when it saves.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+from pocketvlm.student.families import read_geometry
+
+CHAT_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""SmolVLM's layout of a conversation, as the public model cards describe it."""
+
+
+def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model of a checkpoint folder, in eval mode. Only safetensors are read and no code of the checkpoint is run."""
+    read_geometry(folder)
+    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
+    )
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint folder."""
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return tokenizer
+
+
+def save_processor(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tile_px: int, longest_edge_px: int) -> None:
+    """Tokenizer, template and both processor files, saying the device's tile budget."""
+    processor = Idefics3ImageProcessorPil(
+        size={"longest_edge": longest_edge_px}, max_image_size={"longest_edge": tile_px}, do_image_splitting=True,
+        do_resize=True, do_convert_rgb=True, resample=1, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+    )
+    processor.save_pretrained(folder)
+    preprocessor = folder / "preprocessor_config.json"
+    settings = json.loads(preprocessor.read_text())
+    settings["image_processor_type"] = "Idefics3ImageProcessor"
+    _write_json(preprocessor, settings)
+    _write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_processor": settings})
+    tokenizer.save_pretrained(folder)
+
+
+def complete_config(folder: Path) -> None:
+    """Puts back into config.json what the converter needs and a save by transformers may have dropped."""
+    path = folder / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text())
+    config["text_config"]["architectures"] = [read_geometry(folder).family.text_architecture]
+    _write_json(path, config)
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,79 @@
+"""Pixels as the phone's runtime makes them: the app's canvas, then llama.cpp's tiles. Pillow and NumPy, no torch.
+
+The tiles follow `mtmd_image_preprocessor_idefics3` of the pinned llama.cpp (tools/mtmd/mtmd-image.cpp), which since
+#27594 resizes bit for bit as Pillow does: longest side to the budget, up to whole tiles, tiles in rows, then the
+overview. Every resize is LANCZOS and none keeps a border: only the app's canvas pads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+FILTER = Image.Resampling.LANCZOS
+BLACK = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How one image is cut: `rows` x `cols` tiles and one overview."""
+
+    resized_px: tuple[int, int]
+    """Width and height after the first resize."""
+    rows: int
+    cols: int
+
+    @property
+    def tiles(self) -> int:
+        """Tiles with the overview: what the encoder of the phone runs on."""
+        return self.rows * self.cols + 1
+
+
+def letterbox(image: Image.Image, canvas_px: int) -> Image.Image:
+    """RGB image -> RGB square of `canvas_px`: longest side fits, centred, the rest black.
+
+    The sides are rounded to the nearest pixel, at least 1; the smaller border is at the left and at the top.
+    """
+    scale = canvas_px / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    canvas = Image.new("RGB", (canvas_px, canvas_px), BLACK)
+    canvas.paste(image.resize((width, height), FILTER), ((canvas_px - width) // 2, (canvas_px - height) // 2))
+    return canvas
+
+
+def grid(width: int, height: int, *, tile_px: int, longest_edge_px: int) -> Grid:
+    """Raises ValueError when the image is so thin that llama.cpp would scale its short side to nothing."""
+    ratio = width / height
+    if width >= height:
+        resized_width, resized_height = longest_edge_px, int(longest_edge_px / ratio)
+        resized_height += resized_height % 2
+    else:
+        resized_width, resized_height = int(longest_edge_px * ratio), longest_edge_px
+        resized_width += resized_width % 2
+    if not resized_width or not resized_height:
+        raise ValueError(f"{width}x{height} is too thin for a longest edge of {longest_edge_px} px; set device.canvas_px")
+    return Grid((resized_width, resized_height), -(-resized_height // tile_px), -(-resized_width // tile_px))
+
+
+def tiles(image: Image.Image, *, tile_px: int, longest_edge_px: int) -> tuple[Pixels, Grid]:
+    """RGB image -> tiles_NHWC (uint8; N = rows * cols + 1, row by row, the overview last) and their grid."""
+    cut = grid(*image.size, tile_px=tile_px, longest_edge_px=longest_edge_px)
+    refined = _resize(_resize(image, cut.resized_px), (cut.cols * tile_px, cut.rows * tile_px))
+    overview = np.asarray(_resize(refined, (tile_px, tile_px)))
+    pixels_HWC = np.asarray(refined)
+    rows_RCHWC = pixels_HWC.reshape(cut.rows, tile_px, cut.cols, tile_px, 3).swapaxes(1, 2)
+    tiles_NHWC = np.concatenate([rows_RCHWC.reshape(-1, tile_px, tile_px, 3), overview[None]])
+    return tiles_NHWC, cut
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.resize(size, FILTER)
+
+
+def blind(image: Image.Image) -> Image.Image:
+    """The same size, mid grey: what a model sees when its images are lost on the way."""
+    return Image.new("RGB", image.size, (128, 128, 128))
