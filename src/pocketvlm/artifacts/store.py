@@ -1,0 +1,150 @@
+"""The port to where artifacts lie: a flat map from keys to bytes with conditional writes.
+
+Two adapters pass one contract test: `FolderStore` (a directory) and `S3Store` (any S3-compatible endpoint). Everything
+that PocketVLM promises about crashes and races rests on three properties of each: a write is seen whole or not at all,
+`create` has one winner, `replace` succeeds only on what was read.
+"""
+
+from __future__ import annotations
+
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketvlm.environment import Environment
+from pocketvlm.errors import ConditionIgnored, Corrupt
+
+
+class KeyMissing(LookupError):
+    """The store has no such key. Callers that cannot go on turn it into an error that a person can read."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One key of a listing; `size` in bytes."""
+
+    key: str
+    size: int
+
+
+class Store(ABC):
+    """Keys are relative paths with `/`; every method may raise StoreUnavailable, CredentialsError or BucketMissing."""
+
+    url: str
+    """What `POCKETVLM_STORE` says, for messages."""
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """All bytes of `key`. Raises KeyMissing."""
+
+    @abstractmethod
+    def read_tagged(self, key: str) -> tuple[bytes, str] | None:
+        """Bytes and an opaque tag for `replace`; None if the key is absent."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Writes whole and unconditionally."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Writes if the key is absent (If-None-Match: *). False: somebody was first, and nothing was written."""
+
+    @abstractmethod
+    def replace(self, key: str, data: bytes, tag: str) -> bool:
+        """Writes if the key still has `tag` (If-Match). False: it has changed or is gone, and nothing was written."""
+
+    @abstractmethod
+    def upload(self, path: Path, key: str) -> None:
+        """Writes a file of any size; in parts where the store has them, seen whole or not at all."""
+
+    @abstractmethod
+    def _download(self, key: str, path: Path) -> None:
+        """Fills `path`, which nobody else looks at. Raises KeyMissing."""
+
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[Stored]:
+        """Every key that starts with `prefix` (a string, not a folder), sorted by key."""
+
+    @abstractmethod
+    def delete(self, prefix: str) -> None:
+        """Deletes every key that starts with `prefix`; none is fine."""
+
+    def download(self, key: str, path: Path, *, size: int | None = None) -> None:
+        """Writes `key` to `path`, by parallel ranges where the store has them; `path` is whole or untouched.
+
+        Raises KeyMissing, and Corrupt if `size` (bytes) is given and differs.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+        try:
+            self._download(key, temporary)
+            found = temporary.stat().st_size
+            if size is not None and found != size:
+                raise Corrupt(f"{self.url}: {key} has {found} bytes and must have {size}; delete it and run again")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def probe(self) -> None:
+        """Proves with a key of its own that conditional writes are honoured. Raises ConditionIgnored."""
+        key = f"probe/{uuid.uuid4().hex}"
+        try:
+            if not self.create(key, b"1") or self.create(key, b"2"):
+                raise ConditionIgnored(_IGNORED.format(url=self.url, condition="If-None-Match", version="for PUT"))
+            tagged = self.read_tagged(key)
+            if tagged is None or self.replace(key, b"3", '"00000000000000000000000000000000"'):
+                raise ConditionIgnored(_IGNORED.format(url=self.url, condition="If-Match", version="for PUT"))
+            if not self.replace(key, b"4", tagged[1]) or self.read(key) != b"4":
+                raise ConditionIgnored(_IGNORED.format(url=self.url, condition="If-Match", version="with its own ETag"))
+        finally:
+            self.delete(key)
+
+
+_IGNORED = (
+    "{url}: this store does not honour {condition} {version}, so two pods could publish over each other; "
+    "use a store with conditional writes (AWS S3, MinIO of 2025 or later, Ceph, SeaweedFS)"
+)
+
+
+def check_key(key: str) -> str:
+    """Returns `key` if it is a plain relative path; refuses what could leave the store's folder.
+
+    Raises ValueError: keys are made by us, or come from a manifest, which must never be trusted with a path.
+    """
+    parts = key.split("/")
+    if any(part in ("", ".", "..") for part in parts) or parts[0].startswith("."):
+        raise ValueError(f"{key!r} is not a plain relative path")
+    if "\\" in key or not key.isprintable():
+        raise ValueError(f"{key!r} holds a backslash or a control character")
+    return key
+
+
+def open_store(environment: Environment, *, read_only: bool = False) -> Store:
+    """The store that `POCKETVLM_STORE` names, probed once; `read_only` skips the probe, which has to write.
+
+    Raises UserError for a store that cannot be used, StoreUnavailable if it does not answer.
+    """
+    store = _adapter(environment)
+    if not read_only:
+        store.probe()
+    return store
+
+
+def _adapter(environment: Environment) -> Store:
+    # Imported here: boto3 takes 0.3 s, and a folder store does not need it.
+    if environment.store.startswith("s3://"):
+        from pocketvlm.artifacts.s3 import S3Store
+
+        return S3Store(
+            environment.store,
+            endpoint_url=environment.endpoint_url,
+            region=environment.region,
+            access_key_id=environment.access_key_id,
+            secret_access_key=environment.secret_access_key,
+            session_token=environment.session_token,
+        )
+    from pocketvlm.artifacts.folder import FolderStore
+
+    return FolderStore(Path(environment.store))
