@@ -4,7 +4,9 @@ The converter recognises a pre-tokenizer by a hash over token ids, so every new 
 one of our own and one that grew by a token alike. What llama.cpp needs is the *pre-tokenizer*, and that is written
 plainly in tokenizer.json: where it is SmolLM's, the answer is "smollm"; anything else stays the converter's error.
 
-Usage: convert_runner.py LLAMA_CPP_HOME ARGUMENTS-OF-THE-CONVERTER...
+Both files are made in one process: importing torch and transformers takes longer than converting a small model.
+
+Usage: convert_runner.py LLAMA_CPP_HOME CHECKPOINT TEXT.gguf TEXT-TYPE MMPROJ.gguf MMPROJ-TYPE
 """
 
 from __future__ import annotations
@@ -29,9 +31,8 @@ def is_smollm(pre_tokenizer: dict[str, Any] | None) -> bool:
     )
 
 
-def main(home: Path, arguments: list[str]) -> None:
-    """Teaches the converter, then runs it in this process."""
-    sys.path[:0] = [str(home), str(home / "gguf-py")]
+def teach(home: Path) -> None:
+    """Makes the converter read the pre-tokenizer of a vocabulary that it does not recognise."""
     from conversion.base import TextModel
 
     recognise = TextModel.get_vocab_base_pre
@@ -46,9 +47,20 @@ def main(home: Path, arguments: list[str]) -> None:
             raise
 
     TextModel.get_vocab_base_pre = recognise_or_read
-    sys.argv = [str(home / "convert_hf_to_gguf.py"), *arguments]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def main(home: Path, checkpoint: str, text: str, text_type: str, mmproj: str, mmproj_type: str) -> None:
+    """Converts a checkpoint to the pair of files."""
+    sys.path[:0] = [str(home), str(home / "gguf-py")]
+    teach(home)
+    script = str(home / "convert_hf_to_gguf.py")
+    for arguments in (
+        [checkpoint, "--outfile", text, "--outtype", text_type],
+        [checkpoint, "--outfile", mmproj, "--outtype", mmproj_type, "--mmproj"],
+    ):
+        sys.argv = [script, *arguments]
+        runpy.run_path(script, run_name="__main__")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -33,10 +33,11 @@ class Toolchain:
         """Runs a program to its end and returns what it printed. Raises ToolError with its last lines."""
         return _run([str(self.program(name)), *arguments], name)
 
-    def convert(self, arguments: Sequence[str]) -> str:
-        """Runs the converter (through convert_runner.py). Raises ToolError with its last lines."""
+    def convert(self, checkpoint: Path, *, text: Path, text_type: str, mmproj: Path, mmproj_type: str) -> str:
+        """Converts a checkpoint folder to its pair of GGUF files. Raises ToolError with the converter's last lines."""
         runner = Path(__file__).with_name("convert_runner.py")
-        return _run([sys.executable, str(runner), str(self.home), *arguments], "convert_hf_to_gguf.py")
+        files = [str(checkpoint), str(text), text_type, str(mmproj), mmproj_type]
+        return _run([sys.executable, str(runner), str(self.home), *files], "convert_hf_to_gguf.py")
 
     def gguf(self) -> ModuleType:
         """The gguf module of the same commit."""
