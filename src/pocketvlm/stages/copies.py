@@ -1,0 +1,157 @@
+"""Near-copies of one image: resized, recompressed. A perceptual hash proposes pairs, pixels confirm them.
+
+N images, S the side of a look, K pairs. The hash alone is not enough: 8x8 digits collide in it by the hundred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+SIDE_PX = 32
+"""Side of a look."""
+BANDS = 8
+"""The 64 bits are cut into bands of 8; a pair that agrees in one band is a candidate: all pairs within 7 bits are."""
+MAX_BITS = 16
+"""Candidates further apart than this are not copies: JPEG at quality 60 and halving the size flip fewer than 10."""
+MAX_MEAN = 3.0
+"""Largest mean difference of two looks of one image, in grey levels of 255."""
+MAX_CELL = 40
+"""Largest difference in one cell of a look: a small thing that is there or not makes another image."""
+MAX_ASPECT = 0.02
+"""Largest difference of log aspect ratios, beside the rounding of the sides to whole pixels."""
+CHUNK_PAIRS = 1 << 18
+"""Pairs whose hashes are compared at once: some 20 MB."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is kept of an image to recognise its copies."""
+
+    phash: int
+    """64 bits."""
+    pixels_SSC: npt.NDArray[np.uint8]
+    """The whole image squeezed to SIDE_PX squared, RGB: without the canvas' border, which would count as equal."""
+    size_px: tuple[int, int]
+    """Width and height before squeezing."""
+
+
+def _cosines() -> npt.NDArray[np.float64]:
+    """The 8 lowest rows of the type II discrete cosine transform of SIDE_PX samples."""
+    frequency_F1, sample_S = np.arange(8)[:, None], np.arange(SIDE_PX)
+    return np.cos(np.pi * frequency_F1 * (2 * sample_S + 1) / (2 * SIDE_PX))
+
+
+COSINES_FS = _cosines()
+
+
+def look(image: Image.Image) -> Look:
+    """RGB image -> its look; the hash is the usual pHash: signs of the low frequencies against their median."""
+    small = image.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX)
+    grey_SS = np.asarray(small.convert("L"), dtype=np.float64)
+    # Rounded, so that frequencies that are zero by symmetry are zero on every machine and not +-1e-13.
+    low_FF = np.round(COSINES_FS @ grey_SS @ COSINES_FS.T, 3)
+    bits_64 = (low_FF > np.median(low_FF)).ravel()
+    return Look(int.from_bytes(np.packbits(bits_64).tobytes(), "big"), np.asarray(small), image.size)
+
+
+def group_copies(
+    hashes_N: npt.NDArray[np.uint64], looks_NSSC: npt.NDArray[np.uint8], sizes_N2: npt.NDArray[np.int64]
+) -> list[list[int]]:
+    """Groups of indices that are near-copies of each other, singles included; sorted, each group sorted.
+
+    `looks_NSSC` may be a memory map: only the looks of candidates are read.
+    """
+    groups = _Union(len(hashes_N))
+    brightness_N = _brightness(looks_NSSC)
+    for pairs_K2 in _candidates(hashes_N, brightness_N):
+        for left, right in pairs_K2[_confirmed(pairs_K2, looks_NSSC, sizes_N2)].tolist():
+            groups.join(left, right)
+    return groups.groups()
+
+
+def _brightness(looks_NSSC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    chunks = [looks_NSSC[i : i + 4096].mean(axis=(1, 2, 3)) for i in range(0, len(looks_NSSC), 4096)]
+    return np.concatenate(chunks) if chunks else np.zeros(0)
+
+
+def _candidates(
+    hashes_N: npt.NDArray[np.uint64], brightness_N: npt.NDArray[np.float64]
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Pairs_K2 that agree in a band, differ in few bits, and are about equally bright.
+
+    The mean difference of two looks is at least the difference of their means, so sorting a bucket by brightness loses
+    no pair and keeps a bucket in which half of the set lies (suns on black sky) from costing its square.
+    """
+    for band in range(BANDS):
+        bands_N = (hashes_N >> np.uint64(8 * band)) & np.uint64(0xFF)
+        order_N = np.lexsort((brightness_N, bands_N))
+        # The key rises with the band and, inside it, with brightness; 1000 apart, so that no window spans two bands.
+        key_N = bands_N[order_N].astype(np.float64) * 1000 + brightness_N[order_N]
+        ends_N = np.searchsorted(key_N, key_N + MAX_MEAN, side="right")
+        for pairs_K2 in _windows(ends_N):
+            left_K, right_K = order_N[pairs_K2[:, 0]], order_N[pairs_K2[:, 1]]
+            differing_K = hashes_N[left_K] ^ hashes_N[right_K]
+            near_K = np.bitwise_count(differing_K) <= MAX_BITS
+            for earlier in range(band):  # pairs that agree in an earlier band were seen there
+                near_K &= (differing_K >> np.uint64(8 * earlier)) & np.uint64(0xFF) != 0
+            yield np.stack([left_K[near_K], right_K[near_K]], axis=1)
+
+
+def _windows(ends_N: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """Pairs_K2 of (i, j) with i < j < ends[i], about CHUNK_PAIRS at a time."""
+    counts_N = ends_N - np.arange(len(ends_N)) - 1
+    total_N = np.cumsum(counts_N)
+    start = 0
+    while start < len(ends_N):
+        done = int(total_N[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(total_N, done + CHUNK_PAIRS, side="right")))
+        counts_M = counts_N[start:stop]
+        left_K = np.repeat(np.arange(start, stop), counts_M)
+        first_K = np.repeat(np.cumsum(counts_M) - counts_M, counts_M)
+        yield np.stack([left_K, left_K + 1 + np.arange(len(left_K)) - first_K], axis=1)
+        start = stop
+
+
+def _confirmed(
+    pairs_K2: npt.NDArray[np.int64], looks_NSSC: npt.NDArray[np.uint8], sizes_N2: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Which of the pairs are equal to the eye: in aspect ratio, on average, and in every cell."""
+    sizes_K22 = sizes_N2[pairs_K2].astype(np.float64)
+    aspects_K2 = np.log(sizes_K22[..., 0] / sizes_K22[..., 1])
+    rounding_K = (1 / sizes_K22.min(axis=2)).max(axis=1)
+    equal_K: npt.NDArray[np.bool_] = np.abs(aspects_K2[:, 0] - aspects_K2[:, 1]) <= MAX_ASPECT + rounding_K
+    chosen_J = np.flatnonzero(equal_K)
+    for start in range(0, len(chosen_J), 2048):
+        part_J = chosen_J[start : start + 2048]
+        left_JSSC, right_JSSC = (looks_NSSC[pairs_K2[part_J, side]].astype(np.int16) for side in (0, 1))
+        apart_JSSC = np.abs(left_JSSC - right_JSSC)
+        equal_K[part_J] = (apart_JSSC.mean(axis=(1, 2, 3)) <= MAX_MEAN) & (apart_JSSC.max(axis=(1, 2, 3)) <= MAX_CELL)
+    return equal_K
+
+
+class _Union:
+    """Union-find; the smallest index of a group is its root."""
+
+    def __init__(self, count: int) -> None:
+        self._parents = list(range(count))
+
+    def _root(self, index: int) -> int:
+        while self._parents[index] != index:
+            self._parents[index] = self._parents[self._parents[index]]
+            index = self._parents[index]
+        return index
+
+    def join(self, left: int, right: int) -> None:
+        low, high = sorted((self._root(left), self._root(right)))
+        self._parents[high] = low
+
+    def groups(self) -> list[list[int]]:
+        members: dict[int, list[int]] = {}
+        for index in range(len(self._parents)):
+            members.setdefault(self._root(index), []).append(index)
+        return [members[root] for root in sorted(members)]

@@ -1,0 +1,195 @@
+"""The labeller: images and labels of a source -> a dataset on the device's canvas, split, with what it refused.
+
+Every image is decoded once. What cannot be used is quarantined with a reason; only a set that cannot be split at all
+fails the stage.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pocketvlm.artifacts.dataset import SPLITS, Quarantined, Row, write_quarantine, write_split
+from pocketvlm.errors import DataError
+from pocketvlm.run_file import Recipe
+from pocketvlm.sources.images import strict_pillow
+from pocketvlm.sources.open import open_source
+from pocketvlm.sources.record import Problem, Record, SourceReader
+from pocketvlm.stages.copies import group_copies
+from pocketvlm.stages.prepared import Prepared, Spool, prepare
+from pocketvlm.stages.split import assign_splits, order_key
+from pocketvlm.stages.stage import Made, Work
+
+KIND = "datasets"
+INPUTS: tuple[str, ...] = ()
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """All that determines the dataset. Paths do not: the id follows the content that they lead to.
+
+    Reads every byte of the source once. Raises as `open_source` does.
+    """
+    labeller, device = recipe.labeller, recipe.device
+    values: dict[str, Any] = {
+        "source": labeller.source.model_dump(mode="json", exclude={"path", "images"}),
+        "content": open_source(labeller.source, folder, list(recipe.task.classes)).fingerprint(),
+        "classes": list(recipe.task.classes),
+        "question": recipe.task.question,
+        "answer": recipe.task.answer,
+        "canvas_px": device.canvas_px,
+        "min_confidence": labeller.min_confidence,
+        "near_copies": labeller.near_copies,
+        "max_pixels": labeller.max_pixels,
+        "split": labeller.split.model_dump(mode="json"),
+    }
+    if device.canvas_px is None:  # only then it decides which images are too thin
+        values["longest_edge_px"] = device.longest_edge_px
+    return values
+
+
+def make(work: Work) -> Made:
+    """Writes the Parquet shards and quarantine.jsonl. Raises DataError when a class cannot fill every split."""
+    start = time.perf_counter()
+    recipe = work.recipe
+    source = open_source(recipe.labeller.source, work.recipe_folder, list(recipe.task.classes))
+    with Spool(work.scratch) as spool:
+        with strict_pillow(recipe.labeller.max_pixels):
+            repeats, quarantine = _gather(source, spool, work)
+        groups = _groups(spool, near_copies=recipe.labeller.near_copies)
+        sound, refused = _sort_out(groups, spool, repeats)
+        quarantine += refused
+        _report(quarantine, len(source), work)
+        counts = _write(spool, sound, quarantine, work)
+        write_quarantine(work.folder, quarantine)
+    seconds = time.perf_counter() - start
+    copies = [group for group in sound if len(group) > 1]
+    return Made(
+        facts={
+            "classes": list(recipe.task.classes),
+            "counts": counts,
+            "images_total": len(source),
+            "images_used": sum(len(group) for group in sound),
+            "near_copy_groups": len(copies),
+            "near_copy_images": sum(len(group) for group in copies),
+            "quarantine": dict(sorted(Counter(item.reason for item in quarantine).items())),
+            "source": recipe.labeller.source.kind,
+        },
+        measurements={"seconds": seconds, "images_per_second": len(source) / seconds},
+    )
+
+
+def _gather(source: SourceReader, spool: Spool, work: Work) -> tuple[dict[int, list[Record]], list[Quarantined]]:
+    """Fills the spool. Returns further records of the same bytes by index, and what cannot be used."""
+    repeats: dict[int, list[Record]] = {}
+    quarantine: list[Quarantined] = []
+    index_of: dict[str, int] = {}
+
+    def step(record: Record) -> tuple[str, Prepared | Problem]:
+        return record.source_id, prepare(record, work.recipe)
+
+    for done, (source_id, item) in enumerate(_in_order(step, source, work.environment.thread_count()), start=1):
+        if isinstance(item, Problem):
+            quarantine.append(Quarantined(source_id, item.reason, item.detail))
+        elif item.sha256 in index_of:
+            repeats.setdefault(index_of[item.sha256], []).append(item.record)
+        else:
+            index_of[item.sha256] = len(spool)
+            spool.add(item)
+        work.progress.step(done, len(source), "images", quarantined=len(quarantine))
+    return repeats, quarantine
+
+
+def _in_order(step: Callable[[In], Out], items: Iterable[In], threads: int) -> Iterator[Out]:
+    """Results in the order of `items`. Pillow works outside the interpreter lock; few items wait in memory."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Out]] = deque()
+        for item in items:
+            waiting.append(pool.submit(step, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _groups(spool: Spool, *, near_copies: bool) -> list[list[int]]:
+    if near_copies and len(spool):
+        return group_copies(*spool.looks())
+    return [[index] for index in range(len(spool))]
+
+
+def _sort_out(
+    groups: list[list[int]], spool: Spool, repeats: dict[int, list[Record]]
+) -> tuple[list[list[int]], list[Quarantined]]:
+    """Groups whose labels agree; and in quarantine, whole groups that contradict themselves, and repeated files."""
+    sound, refused = [], []
+    for group in groups:
+        again = [(spool.records[index], record) for index in group for record in repeats.get(index, [])]
+        members = [spool.records[index] for index in group] + [record for _, record in again]
+        labels = sorted({record.label for record in members})
+        if len(labels) > 1:
+            ids = ", ".join(sorted(record.source_id for record in members)[:4])
+            detail = f"{len(members)} copies of one image are labelled {', '.join(labels)}: {ids}"
+            refused += [Quarantined(record.source_id, "contradicting_labels", detail) for record in members]
+        else:
+            sound.append(group)
+            for first, record in again:
+                refused.append(Quarantined(record.source_id, "duplicate", f"same bytes as {first.source_id}"))
+    return sound, refused
+
+
+def _report(quarantine: list[Quarantined], total: int, work: Work) -> None:
+    """One line on the log; raises DataError when nothing is left."""
+    counts = Counter(item.reason for item in quarantine)
+    text = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+    if len(quarantine) == total:
+        example = f"; first: {min(quarantine).source_id}: {min(quarantine).detail}" if quarantine else ""
+        raise DataError(f"none of the source's {total} images can be used: {text or 'it is empty'}{example}")
+    if quarantine:
+        work.progress.warn(f"quarantined {len(quarantine)} of {total}: {text}")
+
+
+def _write(
+    spool: Spool, groups: list[list[int]], quarantine: list[Quarantined], work: Work
+) -> dict[str, dict[str, int]]:
+    """Writes the splits, in the order of their keys, so that no reader meets the classes one after the other."""
+    recipe, classes = work.recipe, list(work.recipe.task.classes)
+    labels = [record.label for record in spool.records]
+    try:
+        splits = assign_splits(groups, spool.shas, labels, classes, recipe.labeller.split)
+    except DataError as error:
+        counts = dict(sorted(Counter(item.reason for item in quarantine).items()))
+        raise DataError(f"{error}; in quarantine: {counts or 'nothing'}") from error
+    counts_by_split = {}
+    for split in SPLITS:
+        chosen = [index for index in range(len(spool)) if splits[index] == split]
+        chosen.sort(key=lambda index: order_key(recipe.labeller.split.seed, spool.shas[index]))
+        rows = [_row(spool, index, recipe) for index in chosen]
+        sizes = [spool.png_sizes[index] for index in chosen]
+        write_split(work.folder, split, rows, sizes, map(spool.png, chosen), classes)
+        counts_by_split[split] = {name: sum(row.label == name for row in rows) for name in classes}
+    return counts_by_split
+
+
+def _row(spool: Spool, index: int, recipe: Recipe) -> Row:
+    record = spool.records[index]
+    return Row(
+        label=record.label,
+        answer=record.label,
+        question=recipe.task.question,
+        sha256=spool.shas[index],
+        phash=f"{spool.hashes[index]:016x}",
+        source=recipe.labeller.source.kind,
+        source_id=record.source_id,
+        url=record.url,
+        author=record.author,
+        licence=record.licence,
+        teacher_reason=record.reason,
+        teacher_confidence=record.confidence,
+    )

@@ -1,0 +1,113 @@
+"""One image on the device's canvas, and a place on disk for all of them while the labeller decides."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pocketvlm.run_file import Recipe
+from pocketvlm.sources.images import decode, measure
+from pocketvlm.sources.record import Problem, Record
+from pocketvlm.stages.copies import SIDE_PX, Look, look
+from pocketvlm.student.pixels import letterbox
+
+LARGE_PIXELS = 16_000_000
+"""Larger images are decoded one at a time: at 50 megapixels each takes 0.4 GB, and a stage must do with 1 GB."""
+_large_turn = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A usable image. The record's own bytes are gone."""
+
+    record: Record
+    sha256: str
+    """Of the original bytes."""
+    png: bytes
+    """RGB, on the canvas."""
+    look: Look
+
+
+def prepare(record: Record, recipe: Recipe) -> Prepared | Problem:
+    """Decodes a record and puts it on the canvas, or says why not."""
+    if record.data is None:
+        return record.problem or Problem("missing_file", "the source gave no bytes")
+    threshold = recipe.labeller.min_confidence
+    if threshold is not None and record.confidence is not None and record.confidence < threshold:
+        return Problem("low_confidence", f"{record.confidence:g} is below min_confidence {threshold:g}")
+    size = measure(record.data, recipe.labeller.max_pixels)
+    if isinstance(size, Problem):
+        return size
+    canvas_px, longest_edge_px = recipe.device.canvas_px, recipe.device.longest_edge_px
+    if canvas_px is None and max(size) > min(size) * longest_edge_px:
+        return Problem("too_thin", f"{size[0]}x{size[1]} has no pixels left at a longest edge of {longest_edge_px} px")
+    with _large_turn if size[0] * size[1] > LARGE_PIXELS else contextlib.nullcontext():
+        image = decode(record.data, recipe.labeller.max_pixels)
+        if isinstance(image, Problem):
+            return image
+        seen = look(image)
+        png = _png(image if canvas_px is None else letterbox(image, canvas_px))
+    return Prepared(replace(record, data=None), hashlib.sha256(record.data).hexdigest(), png, seen)
+
+
+def _png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")  # of the pixels alone: no EXIF, place or profile of the original
+    return out.getvalue()
+
+
+class Spool:
+    """Images and looks in two files, so that memory holds only some hundred bytes of each image."""
+
+    def __init__(self, folder: Path) -> None:
+        self.records: list[Record] = []
+        self.shas: list[str] = []
+        self.hashes: list[int] = []
+        self.png_sizes: list[int] = []
+        self._sizes_px: list[tuple[int, int]] = []
+        self._starts: list[int] = [0]
+        self._looks_path = folder / "looks.bin"
+        self._images = (folder / "images.bin").open("wb+")
+        self._looks = self._looks_path.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._images.close()
+        self._looks.close()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def add(self, item: Prepared) -> None:
+        """Keeps one image; its index is the number of those before."""
+        self._images.write(item.png)
+        self._looks.write(item.look.pixels_SSC.tobytes())
+        self.records.append(item.record)
+        self.shas.append(item.sha256)
+        self.hashes.append(item.look.phash)
+        self.png_sizes.append(len(item.png))
+        self._sizes_px.append(item.look.size_px)
+        self._starts.append(self._starts[-1] + len(item.png))
+
+    def png(self, index: int) -> bytes:
+        """The image on the canvas."""
+        self._images.seek(self._starts[index])
+        return self._images.read(self.png_sizes[index])
+
+    def looks(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """Hashes_N, looks_NSSC (a memory map) and sizes_N2 for `group_copies`. There must be an image."""
+        self._looks.flush()
+        looks_NSSC = np.memmap(self._looks_path, np.uint8, "r", shape=(len(self), SIDE_PX, SIDE_PX, 3))
+        return np.array(self.hashes, np.uint64), looks_NSSC, np.array(self._sizes_px, np.int64)
