@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pocketvlm.errors import RunFileError
+from pocketvlm.errors import NotAvailableYet, RunFileError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
 Part = Literal["vision", "connector", "text"]
@@ -461,3 +461,9 @@ def not_available(recipe: Recipe) -> list[str]:
     if recipe.labeller.teacher:
         lines.append("run.labeller.teacher: not available yet; use a source that is already labelled")
     return lines
+
+
+def refuse_not_available(recipe: Recipe) -> None:
+    """Raises NotAvailableYet with one line for each key that asks for a part which this version does not have."""
+    if lines := not_available(recipe):
+        raise NotAvailableYet("\n".join(lines))

@@ -11,6 +11,8 @@ from pocketvlm.errors import UserError
 from pocketvlm.run_file import Recipe, Student
 
 TINY = "tiny"
+TINY_FORMAT = 1
+"""Raise it when tiny.py makes other bytes of the same seed."""
 CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 """What is read of a checkpoint: no pickles, no code."""
 
@@ -23,9 +25,7 @@ def is_hub_id(model: str, folder: Path) -> bool:
 def identity(student: Student, folder: Path) -> dict[str, Any]:
     """What determines the base's bytes, for artifact ids. Raises UserError for an unpinned Hub id or a missing folder."""
     if student.model == TINY:
-        from pocketvlm.student import tiny
-
-        return {"model": TINY, "format": tiny.FORMAT, "seed": student.seed}
+        return {"model": TINY, "format": TINY_FORMAT, "seed": student.seed}
     if is_hub_id(student.model, folder):
         if not student.revision:
             raise UserError(f"run.student.revision: is missing; pin the commit of {student.model} (40 hex digits)")

@@ -1,7 +1,8 @@
 """The tiny student: a real SmolVLM of about two million random weights, and a tokenizer of our own.
 
 For the demo, the tests and the cluster. Everything about it is SmolVLM's: class, layout of the vocabulary,
-pre-tokenizer, chat template; only the numbers are small. Equal seeds give equal bytes.
+pre-tokenizer, chat template; only the numbers are small. Equal seeds give equal bytes; a change of those raises
+`base.TINY_FORMAT`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from transformers import (
 from pocketvlm.student.checkpoint import CHAT_TEMPLATE, save_processor
 from pocketvlm.student.prompt import END, FAKE, GLOBAL, IMAGE, MAX_GRID_SIDE, START
 
-FORMAT = 1
-"""Raise it when the same seed gives other bytes."""
 TILE_PX, PATCH_PX, SCALE_FACTOR = 32, 8, 2
 TEXT_WIDTH, VISION_WIDTH, LAYERS = 128, 128, 4
 LEARNED_TOKENS = 480

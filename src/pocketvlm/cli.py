@@ -1,0 +1,134 @@
+"""The door: parse, call one function, turn errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pocketvlm.environment import Environment, read_environment
+from pocketvlm.errors import PocketVLMError
+from pocketvlm.run_file import RunFile, read_run_file, refuse_not_available
+
+DESCRIPTION = """Images in, a small vision-language model for phones out: measured on llama.cpp as shipped."""
+EPILOG = """\
+exit codes: 0 done or already done; 2 the run file or the environment is wrong; 3 the data is wrong;
+4 a gate refused the model; 75 interrupted after saving, run again; other: try again
+
+environment: POCKETVLM_STORE (a folder or s3://bucket/prefix), AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, HF_TOKEN (each also as NAME_FILE), POCKETVLM_SCRATCH, POCKETVLM_CACHE, POCKETVLM_THREADS,
+LLAMA_CPP_HOME
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their help."""
+    parser = argparse.ArgumentParser(
+        prog="pocketvlm", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--store", metavar="URL", help="folder or s3://bucket/prefix; default: POCKETVLM_STORE, else .pocketvlm/store")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+
+    plan = add("plan", "say what each stage of a run file will do, and refuse what cannot work")
+    run = add("run", "run every stage on this machine, from images to a measured release")
+    stage = add("stage", "run one stage; its inputs must be finished")
+    stage.add_argument("stage", choices=("labeller", "trainer", "merger", "quantiser", "evaluator"), help="which one")
+    report = add("report", "write the report of a finished run as one HTML file")
+    for command in (plan, run, stage, report):
+        command.add_argument("run_file", metavar="RUN", type=Path, help="run file, for example jobs/digits.yaml")
+    report.add_argument("--to", type=Path, metavar="FILE", help="where; default: .pocketvlm/reports/<run>.html")
+    report.add_argument("--open", action="store_true", help="open it in the browser")
+    pull = add("pull", "fetch a release, checking every sha256; goes on where it stopped")
+    pull.add_argument("name", metavar="NAME", help="name of the release")
+    pull.add_argument("--version", metavar="V", help="default: the latest")
+    pull.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder for the files")
+    pull.add_argument("--types", metavar="T,T", help="only these GGUF types, for example q8_0,q4_0; default: all")
+    verify = add("verify", "check a pulled release: every sha256, then the golden images on llama.cpp")
+    verify.add_argument("folder", type=Path, metavar="DIR", help="folder of a pulled release")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        environment = read_environment()
+        if options.store:
+            environment = environment.model_copy(update={"store": options.store})
+        return _command(options, environment)
+    except PocketVLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _command(options: argparse.Namespace, environment: Environment) -> int:
+    # Imports are here so that `--help` and `pull` do not wait for what they do not need.
+    if options.command == "pull":
+        return _pull(options, environment)
+    if options.command == "verify":
+        return _verify(options.folder, environment)
+    run_file = read_run_file(options.run_file)
+    if options.command == "plan":
+        from pocketvlm.plan import plan
+
+        print(plan(run_file, environment))
+        return 0
+    refuse_not_available(run_file.run)
+    if options.command == "run":
+        return _run(options.run_file, run_file, environment)
+    if options.command == "stage":
+        from pocketvlm.artifacts.store import open_store
+        from pocketvlm.progress import Progress
+        from pocketvlm.stages.stage import run_stage
+
+        run_stage(options.stage, run_file, open_store(environment), environment, Progress(options.stage))
+        return 0
+    return _report(options, run_file, environment)
+
+
+def _run(path: Path, run_file: RunFile, environment: Environment) -> int:
+    from pocketvlm.local import run
+    from pocketvlm.plan import check
+    from pocketvlm.report.files import summary, write_report
+
+    check(run_file, environment)
+    artifacts = run(path, run_file, environment, environment.store)
+    print(summary(run_file, artifacts["evaluator"], artifacts["quantiser"]))
+    print(f"report: {write_report(run_file, environment, None)}")
+    return 0
+
+
+def _report(options: argparse.Namespace, run_file: RunFile, environment: Environment) -> int:
+    from pocketvlm.report.files import write_report
+
+    path = write_report(run_file, environment, options.to)
+    print(f"report: {path}")
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    return 0
+
+
+def _pull(options: argparse.Namespace, environment: Environment) -> int:
+    from pocketvlm.artifacts.release import pull
+    from pocketvlm.artifacts.store import open_store
+
+    types = options.types.split(",") if options.types else None
+    release = pull(open_store(environment, read_only=True), options.name, options.version, options.to, types)
+    print(f"{release.name} {release.version} is in {options.to}")
+    return 0
+
+
+def _verify(folder: Path, environment: Environment) -> int:
+    from pocketvlm.llamacpp.toolchain import find_toolchain
+    from pocketvlm.verify import verify
+
+    print(verify(folder, find_toolchain(environment), environment.thread_count()))
+    return 0
