@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,6 +50,16 @@ def fetch_files(store: Store, keys: Iterable[tuple[FileEntry, str]], to: Path) -
     _each(lambda item: _fetch(store, item[0], item[1], to / item[0].name), list(keys))
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a small file whole, and so that it lasts."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    with temporary.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
 def check_bytes(store: Store, entry: FileEntry, key: str, data: bytes) -> bytes:
     """Returns `data`. Raises Corrupt if they are not what `entry` says."""
     if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -74,7 +86,7 @@ def _fetch(store: Store, entry: FileEntry, key: str, path: Path) -> None:
 def _matches(path: Path, entry: FileEntry) -> bool:
     if not path.is_file() or path.stat().st_size != entry.size:
         return False
-    return hash_file(path, entry.name) == entry
+    return hash_file(path, entry.name).sha256 == entry.sha256
 
 
 def _corrupt(store: Store, key: str, entry: FileEntry) -> str:

@@ -96,6 +96,8 @@ class Store(ABC):
             tagged = self.read_tagged(key)
             if tagged is None or self.replace(key, b"3", '"00000000000000000000000000000000"'):
                 raise ConditionIgnored(_IGNORED.format(url=self.url, condition="If-Match", version="for PUT"))
+            if self.replace(f"{key}-absent", b"3", tagged[1]):
+                raise ConditionIgnored(_IGNORED.format(url=self.url, condition="If-Match", version="on an absent key"))
             if not self.replace(key, b"4", tagged[1]) or self.read(key) != b"4":
                 raise ConditionIgnored(_IGNORED.format(url=self.url, condition="If-Match", version="with its own ETag"))
         finally:

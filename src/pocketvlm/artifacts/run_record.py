@@ -1,0 +1,63 @@
+"""Which artifact each stage of a run made or found, when, after how many attempts. For people: nothing reads it to act.
+
+Layout: `runs/<run>/run.yaml` and `runs/<run>/<stage>.json`, overwritten by each attempt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pocketvlm.artifacts.manifest import canonical_json
+from pocketvlm.artifacts.store import KeyMissing, Store
+from pocketvlm.errors import Corrupt
+from pocketvlm.run_file import Recipe
+
+
+class StageRecord(BaseModel):
+    """One stage of a run. Times are ISO 8601 in UTC; `seconds` is the time of the last attempt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str
+    kind: str
+    id: str
+    status: Literal["running", "done", "found", "failed"]
+    attempts: int = 1
+    started: str
+    finished: str = ""
+    seconds: float = 0.0
+    message: str = ""
+
+
+def run_id(recipe: Recipe) -> str:
+    """The name of the recipe and 8 hex digits over all of it: another setting, another run."""
+    digest = hashlib.sha256(canonical_json(recipe.model_dump(mode="json"))).hexdigest()
+    return f"{recipe.name}-{digest[:8]}"
+
+
+def write_recipe(store: Store, recipe: Recipe) -> str:
+    """Writes `run.yaml`, every default spelt out, as a run file; returns the run's id. A recipe holds no secret."""
+    run = run_id(recipe)
+    text = yaml.safe_dump({"run": recipe.model_dump(mode="json")}, sort_keys=False, allow_unicode=True, width=120)
+    store.write(f"runs/{run}/run.yaml", text.encode())
+    return run
+
+
+def write_record(store: Store, run: str, record: StageRecord) -> None:
+    """Writes the record of a stage over the one before."""
+    store.write(f"runs/{run}/{record.stage}.json", canonical_json(record.model_dump(mode="json")))
+
+
+def read_record(store: Store, run: str, stage: str) -> StageRecord | None:
+    """The record of a stage; None if it has not started. Raises Corrupt."""
+    key = f"runs/{run}/{stage}.json"
+    try:
+        return StageRecord.model_validate_json(store.read(key))
+    except KeyMissing:
+        return None
+    except ValidationError as error:
+        raise Corrupt(f"{store.url}: {key} is not a record ({error.errors()[0]['msg']}); delete it") from error
