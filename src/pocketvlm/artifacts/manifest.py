@@ -54,7 +54,7 @@ class Manifest(BaseModel):
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: equal manifests have equal bytes."""
-        return canonical_json(self.model_dump(mode="json"))
+        return canonical_json(self.model_dump())
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:

@@ -109,7 +109,7 @@ class Release(BaseModel):
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: equal releases have equal bytes."""
-        return canonical_json(self.model_dump(mode="json"))
+        return canonical_json(self.model_dump())
 
 
 class Latest(BaseModel):

@@ -5,6 +5,8 @@ Knows botocore's error names only as text, so that boto3 stays in s3.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 from pocketvlm.artifacts.store import KeyMissing
 from pocketvlm.errors import BucketMissing, CredentialsError, PocketVLMError, StoreUnavailable, UserError
 
@@ -25,20 +27,24 @@ BROKEN = ("ParamValidationError", "SSLError", "InvalidProxiesConfigError", "Unkn
 
 def code_of(error: BaseException) -> str:
     """The S3 error code of a botocore ClientError, such as `NoSuchKey`; for a HEAD the HTTP status."""
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
 def status_of(error: BaseException) -> int:
     """The HTTP status of a botocore ClientError; 0 if there is none."""
-    return int(getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _answer(error: BaseException) -> dict[str, Any]:
+    """What the store answered; empty if it did not (botocore's connection errors have a `response` of None)."""
+    return getattr(error, "response", None) or {}
 
 
 def explain(error: BaseException, doing: str, bucket: str) -> PocketVLMError | KeyMissing:
     """The error to raise; StoreUnavailable if another try may succeed. `doing` says where and what was tried."""
-    if not hasattr(error, "response") and isinstance(error.__context__, Exception):
-        # s3transfer wraps the answer of the store in an error of its own.
-        error = error.__context__ if hasattr(error.__context__, "response") else error
-    if hasattr(error, "response"):
+    if type(error).__name__ == "S3UploadFailedError" and error.__context__:
+        error = error.__context__  # boto3 wraps the answer of the store in an error of its own
+    if _answer(error):
         return _explain_answer(error, doing, bucket)
     name = type(error).__name__
     if name in KEYLESS:
@@ -53,7 +59,7 @@ def explain(error: BaseException, doing: str, bucket: str) -> PocketVLMError | K
 def _explain_answer(error: BaseException, doing: str, bucket: str) -> PocketVLMError | KeyMissing:
     code = code_of(error)
     status = status_of(error)
-    message = getattr(error, "response", {}).get("Error", {}).get("Message", "")
+    message = _answer(error).get("Error", {}).get("Message", "")
     if code == "NoSuchBucket":
         return BucketMissing(f"{doing}: there is no bucket {bucket}; create it, or correct POCKETVLM_STORE")
     if code == "NoSuchKey" or status == 404:

@@ -90,24 +90,24 @@ class Store(ABC):
     def probe(self) -> None:
         """Proves with a key of its own that conditional writes are honoured. Raises ConditionIgnored."""
         key = f"probe/{uuid.uuid4().hex}"
-        try:
-            if not self.create(key, b"1") or self.create(key, b"2"):
-                raise ConditionIgnored(_IGNORED.format(url=self.url, condition="If-None-Match", version="for PUT"))
-            tagged = self.read_tagged(key)
-            if tagged is None or self.replace(key, b"3", '"00000000000000000000000000000000"'):
-                raise ConditionIgnored(_IGNORED.format(url=self.url, condition="If-Match", version="for PUT"))
-            if self.replace(f"{key}-absent", b"3", tagged[1]):
-                raise ConditionIgnored(_IGNORED.format(url=self.url, condition="If-Match", version="on an absent key"))
-            if not self.replace(key, b"4", tagged[1]) or self.read(key) != b"4":
-                raise ConditionIgnored(_IGNORED.format(url=self.url, condition="If-Match", version="with its own ETag"))
-        finally:
-            self.delete(key)
+        ignored = self._ignored_condition(key)
+        self.delete(key)
+        if ignored:
+            raise ConditionIgnored(f"{self.url}: this store does not honour {ignored}, so two pods could publish over "
+                                   "each other; use a store with conditional writes "
+                                   "(AWS S3, MinIO of 2025 or later, Ceph)")
 
-
-_IGNORED = (
-    "{url}: this store does not honour {condition} {version}, so two pods could publish over each other; "
-    "use a store with conditional writes (AWS S3, MinIO of 2025 or later, Ceph, SeaweedFS)"
-)
+    def _ignored_condition(self, key: str) -> str | None:
+        if not self.create(key, b"1") or self.create(key, b"2"):
+            return "If-None-Match on a key that is there"
+        tagged = self.read_tagged(key)
+        if tagged is None or self.replace(key, b"3", '"00000000000000000000000000000000"'):
+            return "If-Match with another ETag"
+        if self.replace(f"{key}-absent", b"3", tagged[1]):
+            return "If-Match on an absent key"
+        if not self.replace(key, b"4", tagged[1]) or self.read(key) != b"4":
+            return "If-Match with its own ETag"
+        return None
 
 
 def check_key(key: str) -> str:

@@ -1,0 +1,47 @@
+"""Records of runs."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from pocketvlm.artifacts.run_record import StageRecord, read_record, run_id, write_recipe, write_record
+from pocketvlm.artifacts.store import Store
+from pocketvlm.errors import Corrupt
+from pocketvlm.run_file import Recipe
+
+RECIPE = Recipe.model_validate({
+    "name": "digits",
+    "task": {"classes": {"one": "a 1", "zwölf": "a 12"}, "question": "Which?\nDigit:"},
+    "student": {"model": "tiny"},
+    "labeller": {"source": {"kind": "digits"}},
+    "trainer": {"phases": [{"method": "full"}]},
+})
+
+
+def test_record_is_read_as_written(store: Store) -> None:
+    assert read_record(store, "digits-1", "trainer") is None
+    record = StageRecord(stage="trainer", kind="checkpoints", id="x", status="running", started="2026-01-01T00:00:00Z")
+    write_record(store, "digits-1", record)
+    done = record.model_copy(update={"status": "done", "seconds": 2.5, "attempts": 2})
+    write_record(store, "digits-1", done)
+    assert read_record(store, "digits-1", "trainer") == done
+
+
+def test_unreadable_record_is_corrupt(folder_store: Store) -> None:
+    folder_store.write("runs/digits-1/trainer.json", b"{")
+    with pytest.raises(Corrupt, match=r"runs/digits-1/trainer.json"):
+        read_record(folder_store, "digits-1", "trainer")
+
+
+def test_run_id_changes_with_the_recipe() -> None:
+    assert run_id(RECIPE) == run_id(RECIPE.model_copy())
+    assert run_id(RECIPE).startswith("digits-")
+    assert run_id(RECIPE) != run_id(RECIPE.model_copy(update={"version": "2"}))
+
+
+def test_written_recipe_is_a_run_file(folder_store: Store) -> None:
+    run = write_recipe(folder_store, RECIPE)
+    data = yaml.safe_load(folder_store.read(f"runs/{run}/run.yaml"))
+    assert Recipe.model_validate(data["run"]) == RECIPE
+    assert run == run_id(RECIPE)

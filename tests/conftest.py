@@ -1,0 +1,181 @@
+"""Object stores for tests: a folder, moto's S3 server, and a real MinIO where its binary is on PATH."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from pydantic import SecretStr
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from pocketvlm.artifacts.folder import FolderStore
+from pocketvlm.artifacts.s3 import S3Store
+from pocketvlm.artifacts.store import Store
+
+StoreFactory = Callable[..., Store]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An S3 server on loopback and keys that it accepts."""
+
+    url: str
+    access_key_id: str = "pocketvlm-test"
+    secret_access_key: str = "pocketvlm-canary-secret"
+
+    def create_bucket(self) -> str:
+        bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+        client = boto3.client(
+            "s3", endpoint_url=self.url, region_name="us-east-1", aws_access_key_id=self.access_key_id,
+            aws_secret_access_key=self.secret_access_key, config=Config(s3={"addressing_style": "path"}),
+        )
+        client.create_bucket(Bucket=bucket)
+        client.close()
+        return bucket
+
+    def store(self, bucket: str | None = None, **options: Any) -> S3Store:
+        """A store in a new bucket, or in the one named."""
+        keys = {"access_key_id": SecretStr(self.access_key_id), "secret_access_key": SecretStr(self.secret_access_key)}
+        return S3Store(f"s3://{bucket or self.create_bucket()}/some/prefix", endpoint_url=self.url, **(keys | options))
+
+
+class _Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        pass
+
+
+class _Moto:
+    """moto's S3 as a WSGI application.
+
+    moto looks and then writes; S3 does both in one step, so here one conditional PUT runs at a time. `ignored` names
+    headers that are dropped on the way, as servers without conditional writes do.
+    """
+
+    def __init__(self, ignored: tuple[str, ...] = ()) -> None:
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._ignored = ignored
+        self._lock = threading.Lock()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        for header in self._ignored:
+            environ.pop(header, None)
+        if environ["REQUEST_METHOD"] != "PUT":
+            return self._app(environ, start_response)
+        with self._lock:
+            return self._app(environ, start_response)
+
+
+@contextmanager
+def _served(app: _Moto) -> Iterator[Endpoint]:
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield Endpoint(f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint() -> Iterator[Endpoint]:
+    """moto's threaded S3 server."""
+    with _served(_Moto()) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["HTTP_IF_NONE_MATCH", "HTTP_IF_MATCH"])
+def careless_endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
+    """An S3 server that ignores one of the two conditions."""
+    with _served(_Moto(ignored=(request.param,))) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def minio_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """A real MinIO; skips without its binary."""
+    binary = shutil.which("minio")
+    if binary is None:
+        pytest.skip("the minio binary is not on PATH")
+    folder = tmp_path_factory.mktemp("minio")
+    port, console = closed_port(), closed_port()
+    endpoint = Endpoint(f"http://127.0.0.1:{port}")
+    keys = {"MINIO_ROOT_USER": endpoint.access_key_id, "MINIO_ROOT_PASSWORD": endpoint.secret_access_key}
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [binary, "server", str(folder / "data"), "--address", f"127.0.0.1:{port}",
+             "--console-address", f"127.0.0.1:{console}"],
+            env={"HOME": str(folder), "PATH": "/usr/bin:/bin", **keys}, stdout=log, stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_until_ready(endpoint, server, folder / "log")
+        yield endpoint
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _wait_until_ready(endpoint: Endpoint, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{endpoint.url}/minio/health/ready", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    pytest.fail(f"MinIO did not start:\n{log.read_text()[-2000:]}")
+
+
+def closed_port() -> int:
+    """A loopback port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A loopback port on which nobody listens."""
+    return closed_port()
+
+
+@pytest.fixture
+def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> StoreFactory:
+    """`new_store("folder" | "moto" | "minio", **options)`: an empty store; options go to the adapter."""
+
+    def make(kind: str, **options: Any) -> Store:
+        if kind == "folder":
+            return FolderStore(tmp_path / f"store-{uuid.uuid4().hex[:8]}")
+        endpoint: Endpoint = request.getfixturevalue(f"{kind}_endpoint")
+        return endpoint.store(**options)
+
+    return make
+
+
+@pytest.fixture(params=["folder", "moto", "minio"])
+def store(request: pytest.FixtureRequest, new_store: StoreFactory) -> Store:
+    """An empty store of each kind."""
+    return new_store(request.param)
+
+
+@pytest.fixture
+def folder_store(new_store: StoreFactory) -> Store:
+    """An empty folder store, for tests that are not about stores."""
+    return new_store("folder")
