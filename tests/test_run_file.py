@@ -1,0 +1,291 @@
+"""The run file as a contract: what it accepts, and what it says when it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pocketvlm.errors import NotAvailableYet, RunFileError
+from pocketvlm.run_file import Recipe, check_run_file, not_available, read_run_file, refuse_not_available
+
+CLASSES = {"cat": "a cat", "dog": "a dog"}
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    """A small valid recipe; `changes` name keys by path, `__` for each dot, and None deletes."""
+    data: dict[str, Any] = {
+        "name": "pets",
+        "task": {"classes": dict(CLASSES), "question": "Which animal?"},
+        "student": {"model": "tiny"},
+        "labeller": {"source": {"kind": "digits"}},
+        "trainer": {"phases": [{"method": "full", "train": ["text"]}]},
+    }
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        block = data
+        for parent in parents:
+            block = block.setdefault(parent, {})
+        if value is None:
+            del block[key]
+        else:
+            block[key] = value
+    return data
+
+
+def check(**changes: Any) -> Recipe:
+    return check_run_file({"run": recipe(**changes)}, Path("jobs/pets.yaml")).run
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(RunFileError) as error:
+        check(**changes)
+    assert error.value.exit_code == 2
+    return str(error.value)
+
+
+def phase(**keys: Any) -> list[dict[str, Any]]:
+    return [{"method": "lora", "train": ["text"], **keys}]
+
+
+def test_a_small_file_is_enough_and_the_rest_has_defaults() -> None:
+    run = check()
+    assert (run.device.canvas_px, run.device.longest_edge_px) == (256, 512)
+    assert run.quantiser.types == ["q8_0"]
+    assert run.evaluator.gates.max_parity_nats == 0.01
+    assert run.labeller.split.train + run.labeller.split.validation + run.labeller.split.test == pytest.approx(1)
+
+
+def test_classes_keep_the_order_of_the_file() -> None:
+    names = ["zebra", "ant", "moose"]
+    assert list(check(task__classes=dict.fromkeys(names, "")).task.classes) == names
+
+
+def test_keys_beside_run_belong_to_the_chart_and_are_left_alone() -> None:
+    run_file = check_run_file({"run": recipe(), "trainer": {"gpus": 2}, "image": {"tag": "x"}}, Path("jobs/pets.yaml"))
+    assert run_file.run.name == "pets"
+
+
+def test_relative_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "pets.yaml"
+    path.write_text(yaml.safe_dump({"run": recipe()}))
+    assert read_run_file(path).folder == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"lable": 1}, "run.lable: no such key; did you mean `labeller`?"),
+        ({"task__clases": {}}, "run.task.clases: no such key; did you mean `classes`?"),
+        ({"device__canvas": 256}, "run.device.canvas: no such key; did you mean `canvas_px`?"),
+        ({"student__revison": "x"}, "run.student.revison: no such key; did you mean `revision`?"),
+        ({"labeller__source": {"kind": "folder", "path": ".", "licens": "x"}},
+         "run.labeller.source.licens: no such key; did you mean `licence`?"),
+        ({"labeller__source": {"kind": "digits", "sid_px": 32}},
+         "run.labeller.source.sid_px: no such key; did you mean `side_px`?"),
+        ({"labeller__split": {"validaton": 0.1}},
+         "run.labeller.split.validaton: no such key; did you mean `validation`?"),
+        ({"trainer__phases": phase(learning_rat=1e-3)},
+         "run.trainer.phases[0].learning_rat: no such key; did you mean `learning_rate`?"),
+        ({"trainer__trackers": {"wand": "x"}}, "run.trainer.trackers.wand: no such key; did you mean `wandb`?"),
+        ({"quantiser__type": ["q8_0"]}, "run.quantiser.type: no such key; did you mean `types`?"),
+        ({"evaluator__gates": {"min_acuracy": 0.9}},
+         "run.evaluator.gates.min_acuracy: no such key; did you mean `min_accuracy`?"),
+    ],
+)
+def test_a_misspelt_key_names_its_full_path_and_its_nearest_neighbour(changes: dict[str, Any], line: str) -> None:
+    assert refusal(**changes) == f"jobs/pets.yaml: {line}"
+
+
+def test_a_neighbour_is_taken_from_the_same_source_not_from_another_kind() -> None:
+    text = refusal(labeller__source={"kind": "digits", "label_colum": "x"})
+    assert "run.labeller.source.label_colum: no such key" in text
+    assert "label_column" not in text
+
+
+def test_a_key_like_no_other_is_refused_without_a_guess() -> None:
+    assert refusal(zzzz=1) == "jobs/pets.yaml: run.zzzz: no such key"
+
+
+@pytest.mark.parametrize("key", ["name", "task", "student", "labeller", "trainer"])
+def test_a_missing_block_is_named(key: str) -> None:
+    assert refusal(**{key: None}) == f"jobs/pets.yaml: run.{key}: is missing; add it"
+
+
+@pytest.mark.parametrize("path", ["task__question", "student__model", "labeller__source", "trainer__phases"])
+def test_a_missing_key_is_named_with_its_path(path: str) -> None:
+    assert f"run.{path.replace('__', '.')}: is missing; add it" in refusal(**{path: None})
+
+
+def test_two_problems_are_both_reported_one_on_each_line() -> None:
+    lines = refusal(nmae="x", device__max_new_tokens=0, trainer__phases=phase(epochs=-1)).splitlines()
+    assert len(lines) == 3
+    assert [line.split(": ")[1] for line in lines] == [
+        "run.device.max_new_tokens", "run.trainer.phases[0].epochs", "run.nmae",
+    ]  # fmt: skip
+    assert all(line.startswith("jobs/pets.yaml: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"trainer__batch_size": "many"}, ["run.trainer.batch_size: ", "(got 'many')"]),
+        ({"trainer__batch_size": 2.5}, ["run.trainer.batch_size: ", "(got 2.5)"]),
+        ({"device__canvas_px": 4}, ["run.device.canvas_px: ", "greater than or equal to 8", "(got 4)"]),
+        ({"device": "small"}, ["run.device: ", "(got 'small')"]),
+        ({"task__classes": ["cat", "dog"]}, ["run.task.classes: ", "dictionary"]),
+        ({"task__kind": "detect"}, ["run.task.kind: ", "'classify' or 'extract'", "(got 'detect')"]),
+        ({"student__revision": "main"}, ["run.student.revision: ", "(got 'main')"]),
+        ({"name": "Pets of Ours"}, ["run.name: ", "(got 'Pets of Ours')"]),
+        ({"name": "x" * 41}, ["run.name: "]),
+        ({"version": "../latest"}, ["run.version: ", "(got '../latest')"]),
+        ({"labeller__source": {"kind": "ftp"}}, ["run.labeller.source: ", "'ftp'", "'digits'", "'folder'"]),
+        ({"labeller__source": {}}, ["run.labeller.source: "]),
+        ({"labeller__source": {"kind": "folder"}}, ["run.labeller.source.path: is missing; add it"]),
+        ({"trainer__phases": []}, ["run.trainer.phases: "]),
+        ({"trainer__phases": phase(train=[])}, ["run.trainer.phases[0].train: "]),
+        ({"trainer__phases": phase(train=["ears"])}, ["run.trainer.phases[0].train[0]: ", "(got 'ears')"]),
+        ({"quantiser__types": ["q3_k"]}, ["run.quantiser.types[0]: ", "(got 'q3_k')"]),
+        ({"quantiser__types": []}, ["run.quantiser.types: "]),
+        ({"quantiser__mmproj": "q4_0"}, ["run.quantiser.mmproj: ", "(got 'q4_0')"]),
+        ({"evaluator__gates": {"min_accuracy": 90}}, ["run.evaluator.gates.min_accuracy: ", "(got 90)"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_path_and_the_value(changes: dict[str, Any], parts: list[str]) -> None:
+    text = refusal(**changes)
+    assert len(text.splitlines()) == 1
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize("marker", ["<__media__>", "<image>", "<end_of_utterance>", "<|im_start|>"])
+def test_a_question_with_a_token_of_the_layout_is_refused(marker: str) -> None:
+    assert marker in refusal(task__question=f"What is {marker}?")
+
+
+def test_an_empty_question_is_refused() -> None:
+    assert "run.task.question: is empty" in refusal(task__question="  \n")
+
+
+@pytest.mark.parametrize("name", ["", " cat", "ca\nt", 'c"at', "c\\at", "<cat>"])
+def test_a_class_name_that_a_grammar_cannot_quote_is_refused(name: str) -> None:
+    assert "run.task.classes: class name" in refusal(task__classes={name: "", "dog": ""})
+
+
+def test_class_names_that_differ_only_in_case_are_refused() -> None:
+    assert "differ only in case" in refusal(task__classes={"cat": "", "Cat": ""})
+
+
+@pytest.mark.parametrize("classes", [{}, {"cat": "a cat"}])
+def test_a_classify_task_needs_two_classes(classes: dict[str, str]) -> None:
+    assert "at least two classes" in refusal(task__classes=classes)
+
+
+def test_shares_that_do_not_add_up_say_their_sum() -> None:
+    text = refusal(labeller__split={"train": 0.8, "validation": 0.1, "test": 0.2})
+    assert "run.labeller.split: train + validation + test is 1.1; it must be 1" in text
+
+
+@pytest.mark.parametrize("key", ["part_learning_rates", "targets"])
+def test_a_setting_of_a_frozen_part_is_refused(key: str) -> None:
+    value = {"vision": 1e-5} if key == "part_learning_rates" else {"vision": ["q_proj"]}
+    text = refusal(trainer__phases=phase(**{key: value}))
+    assert f"{key}.vision: vision is not in train ['text']" in text
+
+
+def test_targets_of_a_full_phase_are_refused() -> None:
+    text = refusal(trainer__phases=phase(method="full", targets={"text": ["q_proj"]}))
+    assert "only a lora phase has targets" in text
+
+
+def test_a_part_named_twice_is_refused() -> None:
+    assert "a part is named twice" in refusal(trainer__phases=phase(train=["text", "text"]))
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch_says_both_numbers() -> None:
+    text = refusal(trainer__batch_size=16, trainer__micro_batch_size=5)
+    assert "run.trainer: micro_batch_size: 5 does not divide batch_size 16" in text
+
+
+def test_a_type_named_twice_is_refused() -> None:
+    assert "run.quantiser.types: a type is named twice" in refusal(quantiser__types=["q8_0", "q8_0"])
+
+
+def test_the_second_phase_is_named_by_its_number() -> None:
+    text = refusal(trainer__phases=[*phase(), *phase(rank=0)])
+    assert "run.trainer.phases[1].rank: " in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"task__kind": "extract", "task__classes": {}}, "run.task.kind"),
+        ({"task__answer": "reasoning"}, "run.task.answer"),
+        ({"task__fields": {"title": "text"}}, "run.task.fields"),
+        ({"task__system": "You are a vet."}, "run.task.system"),
+        ({"task__questions": ["What is it?"]}, "run.task.questions"),
+        ({"labeller__source": {"kind": "coco"}}, "run.labeller.source.kind"),
+        ({"labeller__source": {"kind": "unsplash"}}, "run.labeller.source.kind"),
+        ({"labeller__source": {"kind": "hub", "dataset": "a/b"}}, "run.labeller.source.kind"),
+        ({"labeller__teacher": {"model": "gpt-4o"}}, "run.labeller.teacher"),
+    ],
+)
+def test_a_part_that_comes_later_is_known_and_refused_by_its_key(changes: dict[str, Any], key: str) -> None:
+    run = check(**changes)
+    assert [line.split(":")[0] for line in not_available(run)] == [key]
+    with pytest.raises(NotAvailableYet, match="not available yet") as error:
+        refuse_not_available(run)
+    assert error.value.exit_code == 2
+
+
+def test_all_parts_that_come_later_are_listed_at_once() -> None:
+    run = check(task__answer="reasoning", task__system="x", labeller__teacher={"model": "gpt-4o"})
+    assert len(not_available(run)) == 3
+
+
+def test_nothing_is_refused_that_is_there() -> None:
+    run = check(labeller__source={"kind": "records", "path": "labels.json"})
+    assert not_available(run) == []
+    refuse_not_available(run)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no `run:` block; put the recipe under `run:`"),
+        ("- run\n", "has no `run:` block; put the recipe under `run:`"),
+        ("recipe: {name: pets}\n", "has no `run:` block; put the recipe under `run:`"),
+        ("run: {name: [\n", "is not YAML"),
+        ("run:\n\tname: pets\n", "is not YAML"),
+        ("run: pets\n", "run: "),
+        ("run:\n", "run: "),
+    ],
+)
+def test_a_file_that_is_no_run_file_says_so_and_names_itself(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "pets.yaml"
+    path.write_text(text)
+    with pytest.raises(RunFileError) as error:
+        read_run_file(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert message in str(error.value)
+
+
+def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunFileError, match="cannot be read"):
+        read_run_file(tmp_path / "nothing.yaml")
+
+
+def test_a_file_that_is_no_text_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "pets.yaml"
+    path.write_bytes(b"run: \xff\xfe\x00")
+    with pytest.raises(RunFileError, match=r"pets\.yaml: "):
+        read_run_file(path)
+
+
+def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
+    path = tmp_path / "pets.yaml"
+    path.write_text("run: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(RunFileError, match="is not YAML"):
+        read_run_file(path)
