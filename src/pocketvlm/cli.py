@@ -27,7 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pocketvlm", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--store", metavar="URL", help="folder or s3://bucket/prefix; default: POCKETVLM_STORE, else .pocketvlm/store")
+    parser.add_argument(
+        "--store", metavar="URL", help="folder or s3://bucket/prefix; default: POCKETVLM_STORE, else .pocketvlm/store"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, help: str) -> argparse.ArgumentParser:
@@ -117,7 +119,7 @@ def _report(options: argparse.Namespace, run_file: RunFile, environment: Environ
 
 
 def _pull(options: argparse.Namespace, environment: Environment) -> int:
-    from pocketvlm.artifacts.release import pull
+    from pocketvlm.artifacts.pull import pull
     from pocketvlm.artifacts.store import open_store
 
     types = options.types.split(",") if options.types else None

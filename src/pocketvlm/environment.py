@@ -55,8 +55,10 @@ def read_environment() -> Environment:
             try:
                 values[name] = Path(path).read_text().strip()
             except OSError as error:
-                raise UserError(f"{variable}_FILE={path}: cannot be read ({error.strerror}); mount the secret there "
-                                f"or set {variable}") from error
+                raise UserError(
+                    f"{variable}_FILE={path}: cannot be read ({error.strerror}); mount the secret there "
+                    f"or set {variable}"
+                ) from error
     if "AWS_ENDPOINT_URL_S3" not in os.environ and os.environ.get("AWS_ENDPOINT_URL"):
         values.setdefault("endpoint_url", os.environ["AWS_ENDPOINT_URL"])
     try:

@@ -1,18 +1,18 @@
 """The error family. The class says who must act; its exit code says what Kubernetes does next.
 
-    PocketVLMError                 1   unexpected: try again within the backoff limit
-    ├── UserError                  2   a person must change the run file or the environment
-    │   ├── RunFileError               a key of the run file is wrong
-    │   ├── NotAvailableYet            the run file asks for a part that this version does not have
-    │   ├── CredentialsError           the store refused our keys
-    │   ├── BucketMissing              the store has no such bucket
-    │   └── ConditionIgnored           the store ignores If-None-Match or If-Match: unsafe, refused
-    ├── DataError                  3   the data is wrong; trying again gives the same
-    ├── GateRefused                4   the model was measured and refused
-    ├── Interrupted               75   stopped from outside after saving; start again to go on
-    ├── StoreUnavailable           1   no connection, or the store answers 5xx: try again
-    ├── Corrupt                    1   bytes read do not match their sha256
-    └── ToolError                  1   a program that we started (llama.cpp) failed
+PocketVLMError                 1   unexpected: try again within the backoff limit
+├── UserError                  2   a person must change the run file or the environment
+│   ├── RunFileError               a key of the run file is wrong
+│   ├── NotAvailableYet            the run file asks for a part that this version does not have
+│   ├── CredentialsError           the store refused our keys
+│   ├── BucketMissing              the store has no such bucket
+│   └── ConditionIgnored           the store ignores If-None-Match or If-Match: unsafe, refused
+├── DataError                  3   the data is wrong; trying again gives the same
+├── GateRefused                4   the model was measured and refused
+├── Interrupted               75   stopped from outside after saving; start again to go on
+├── StoreUnavailable           1   no connection, or the store answers 5xx: try again
+├── Corrupt                    1   bytes read do not match their sha256
+└── ToolError                  1   a program that we started (llama.cpp) failed
 """
 
 from __future__ import annotations

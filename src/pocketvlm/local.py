@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from pocketvlm.artifacts.artifact import Artifact, find
-from pocketvlm.artifacts.run_record import read_record, run_id
+from pocketvlm.artifacts.run_record import read_record, run_id, write_recipe
 from pocketvlm.artifacts.store import Store, open_store
 from pocketvlm.environment import Environment
 from pocketvlm.errors import Interrupted, PocketVLMError
@@ -35,7 +35,7 @@ def run(path: Path, run_file: RunFile, environment: Environment, store_url: str)
     """Runs every stage of the run file; returns their artifacts by stage. Raises StageFailed and what stages raise."""
     store = open_store(environment)
     progress = Progress("run")
-    store.write(f"runs/{run_id(run_file.run)}/run.yaml", path.read_bytes())
+    write_recipe(store, run_file.run)
     clock = time.monotonic()
     artifacts: dict[str, Artifact] = {}
     made = 0
@@ -57,7 +57,9 @@ def _finished(store: Store, kind: str, own_id: str, run_file: RunFile, stage: st
     artifact = find(store, kind, own_id)
     if artifact is None:
         record = read_record(store, run_id(run_file.run), stage)
-        raise PocketVLMError(f"the {stage} says it is done ({record}) and {kind}/{own_id} is not in {store.url}; run again")
+        raise PocketVLMError(
+            f"the {stage} says it is done ({record}) and {kind}/{own_id} is not in {store.url}; run again"
+        )
     return artifact
 
 

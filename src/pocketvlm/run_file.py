@@ -63,7 +63,9 @@ class Task(Block):
     def _plain_names(cls, classes: dict[str, str]) -> dict[str, str]:
         for name in classes:
             if name != name.strip() or not name or re.search(r'[\n"\\<>]', name):
-                raise ValueError(f"class name {name!r} must be plain text without quotes, backslash, <, > or line breaks")
+                raise ValueError(
+                    f"class name {name!r} must be plain text without quotes, backslash, <, > or line breaks"
+                )
         folded = [name.casefold() for name in classes]
         if len(set(folded)) != len(folded):
             raise ValueError("two class names differ only in case")
@@ -250,7 +252,9 @@ class Phase(Block):
         for key in ("part_learning_rates", "targets"):
             for part in getattr(self, key):
                 if part not in self.train:
-                    raise ValueError(f"{key}.{part}: {part} is not in train {self.train}; add it there or remove this key")
+                    raise ValueError(
+                        f"{key}.{part}: {part} is not in train {self.train}; add it there or remove this key"
+                    )
         if self.method == "full" and self.targets:
             raise ValueError("targets: only a lora phase has targets; remove them or set method: lora")
         if len(set(self.train)) != len(self.train):
@@ -377,7 +381,7 @@ class RunFile(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     run: Recipe
-    folder: Path = Field(default=Path("."), exclude=True)
+    folder: Path = Field(default=Path(), exclude=True)
     """Folder of the file; relative paths in it start here."""
 
 
@@ -430,7 +434,9 @@ def _sibling_keys(loc: tuple[int | str, ...]) -> list[str]:
         models = list(_models_of(model))
         found = next((m.model_fields[key].annotation for m in models if key in m.model_fields), None)
         if found is None:
-            chosen = [m for m in models if typing.get_args(getattr(m.model_fields.get("kind"), "annotation", None)) == (key,)]
+            chosen = [
+                m for m in models if typing.get_args(getattr(m.model_fields.get("kind"), "annotation", None)) == (key,)
+            ]
             found = chosen[0] if chosen else model
         model = found
     return sorted({name for m in _models_of(model) for name in m.model_fields})
@@ -456,8 +462,10 @@ def not_available(recipe: Recipe) -> list[str]:
         if getattr(recipe.task, key):
             lines.append(f"run.task.{key}: not available yet; remove it")
     if recipe.labeller.source.kind not in ("digits", "folder", "records"):
-        lines.append(f"run.labeller.source.kind: {recipe.labeller.source.kind} is not available yet; "
-                     "digits, folder and records are")
+        lines.append(
+            f"run.labeller.source.kind: {recipe.labeller.source.kind} is not available yet; "
+            "digits, folder and records are"
+        )
     if recipe.labeller.teacher:
         lines.append("run.labeller.teacher: not available yet; use a source that is already labelled")
     return lines

@@ -88,7 +88,11 @@ def build(home: Path) -> Path:
     with _locked(home.with_suffix(".lock")):
         if is_built(home):
             return home
-        print(f"building llama.cpp {read_pin().commit[:9]} into {home}: 6 to 8 minutes on two cores, once", file=sys.stderr, flush=True)
+        print(
+            f"building llama.cpp {read_pin().commit[:9]} into {home}: 6 to 8 minutes on two cores, once",
+            file=sys.stderr,
+            flush=True,
+        )
         with tempfile.TemporaryDirectory(dir=home.parent, prefix="building-") as name:
             work = Path(name)
             source = _unpack(_download(work), work)
@@ -109,8 +113,24 @@ def _download(work: Path) -> Path:
     pin = read_pin()
     requirement = work / "requirement.txt"
     requirement.write_text(f"{pin.package}=={pin.version} --hash=sha256:{pin.sha256}\n")
-    _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation", "--no-binary", ":all:",
-          "--require-hashes", "--dest", str(work), "--requirement", str(requirement)])
+    _run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-binary",
+            ":all:",
+            "--require-hashes",
+            "--dest",
+            str(work),
+            "--requirement",
+            str(requirement),
+        ]
+    )
     sdist = next(work.glob("*.tar.gz"))
     found = hashlib.sha256(sdist.read_bytes()).hexdigest()
     if found != pin.sha256:
@@ -137,7 +157,19 @@ def _unpack(sdist: Path, work: Path) -> Path:
 
 def _compile(source: Path, folder: Path) -> None:
     commit = read_pin().commit
-    _run(["cmake", "-S", str(source), "-B", str(folder), "-G", "Ninja", f"-DLLAMA_BUILD_COMMIT={commit[:9]}", *CMAKE_FLAGS])
+    _run(
+        [
+            "cmake",
+            "-S",
+            str(source),
+            "-B",
+            str(folder),
+            "-G",
+            "Ninja",
+            f"-DLLAMA_BUILD_COMMIT={commit[:9]}",
+            *CMAKE_FLAGS,
+        ]
+    )
     _run(["cmake", "--build", str(folder), "--target", *PROGRAMS])
 
 
@@ -155,7 +187,9 @@ def _collect(source: Path, folder: Path, home: Path) -> Path:
 def _run(command: list[str]) -> None:
     """Runs a build step; its output is shown only when it fails."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PATH": path})
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PATH": path}
+    )
     if done.returncode:
         raise ToolError(f"{' '.join(command[:3])} ... failed with exit code {done.returncode}:\n{done.stdout[-4000:]}")
 

@@ -11,6 +11,7 @@ Usage: convert_runner.py LLAMA_CPP_HOME CHECKPOINT TEXT.gguf TEXT-TYPE MMPROJ.gg
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import sys
@@ -33,7 +34,7 @@ def is_smollm(pre_tokenizer: dict[str, Any] | None) -> bool:
 
 def teach(home: Path) -> None:
     """Makes the converter read the pre-tokenizer of a vocabulary that it does not recognise."""
-    from conversion.base import TextModel
+    TextModel = importlib.import_module("conversion.base").TextModel
 
     recognise = TextModel.get_vocab_base_pre
 

@@ -56,7 +56,14 @@ class LlamaServer:
     """A running llama-server; a context manager."""
 
     def __init__(
-        self, toolchain: Toolchain, text: Path, mmproj: Path, *, media_marker: str, context_tokens: int = 4096, threads: int = 2
+        self,
+        toolchain: Toolchain,
+        text: Path,
+        mmproj: Path,
+        *,
+        media_marker: str,
+        context_tokens: int = 4096,
+        threads: int = 2,
     ) -> None:
         self._toolchain = toolchain
         self._arguments = [
@@ -72,7 +79,14 @@ class LlamaServer:
     def __enter__(self) -> Self:
         """Starts the server. Raises ToolError with its last lines when it ends or is not ready in time."""
         port = _free_port()
-        command = [str(self._toolchain.program("llama-server")), "--host", "127.0.0.1", "--port", str(port), *self._arguments]
+        command = [
+            str(self._toolchain.program("llama-server")),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            *self._arguments,
+        ]
         environment = {"PATH": os.defpath, "LLAMA_MEDIA_MARKER": self._marker}
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
@@ -87,7 +101,9 @@ class LlamaServer:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_TIMEOUT_S)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._connection:
             self._connection.close()
         self._stop()
@@ -147,7 +163,9 @@ class LlamaServer:
             tail = "\n".join(self._lines)
             raise ToolError(f"llama-server went away during {path} ({error}); its last lines:\n{tail}") from error
         if response.status != 200:
-            raise ToolError(f"llama-server refused {path} with {response.status}: {data[:500].decode(errors='replace')}")
+            raise ToolError(
+                f"llama-server refused {path} with {response.status}: {data[:500].decode(errors='replace')}"
+            )
         result: dict[str, Any] = json.loads(data)
         return result
 

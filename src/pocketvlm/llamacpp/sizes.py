@@ -9,7 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-BITS = {"bf16": 16, "f16": 16, "q8_0": 8.5, "q6_k": 6.5625, "q5_k_m": 5.5, "q5_0": 5.5, "q5_1": 6.0, "q4_k_m": 4.5, "q4_0": 4.5, "iq4_nl": 4.5}
+BITS = {
+    "bf16": 16,
+    "f16": 16,
+    "q8_0": 8.5,
+    "q6_k": 6.5625,
+    "q5_k_m": 5.5,
+    "q5_0": 5.5,
+    "q5_1": 6.0,
+    "q4_k_m": 4.5,
+    "q4_0": 4.5,
+    "iq4_nl": 4.5,
+}
 """Bits a weight of each tensor type (block scales included)."""
 K_FALLBACK = {"q4_k_m": "q5_0", "q5_k_m": "q5_1", "q6_k": "q8_0"}
 """What a K-quant becomes where a row is no multiple of 256."""

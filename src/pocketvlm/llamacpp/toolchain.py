@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,9 +45,7 @@ class Toolchain:
         path = str(self.home / "gguf-py")
         if path not in sys.path:
             sys.path.insert(0, path)
-        import gguf
-
-        return gguf
+        return importlib.import_module("gguf")
 
 
 def _run(command: list[str], name: str) -> str:
@@ -61,5 +60,7 @@ def find_toolchain(environment: Environment) -> Toolchain:
     """The build at LLAMA_CPP_HOME or in the cache folder. Raises UserError when there is none of the pinned commit."""
     home = environment.llama_cpp_home or default_home(environment.cache)
     if not is_built(home):
-        raise UserError(f"{home}: no build of llama.cpp {read_pin().commit[:9]}; run `make llama-cpp`, or point LLAMA_CPP_HOME at one")
+        raise UserError(
+            f"{home}: no build of llama.cpp {read_pin().commit[:9]}; run `make llama-cpp`, or point LLAMA_CPP_HOME at one"
+        )
     return Toolchain(home)

@@ -59,7 +59,11 @@ def make(work: Work) -> Made:
         _say(work, row)
     (work.folder / "audit.json").write_text(json.dumps({"files": rows}, indent=1, sort_keys=True) + "\n")
     return Made(
-        facts={"files": {row["name"]: {"size_mb": row["size_mb"], "bits_per_weight": row["bits_per_weight"]} for row in rows}},
+        facts={
+            "files": {
+                row["name"]: {"size_mb": row["size_mb"], "bits_per_weight": row["bits_per_weight"]} for row in rows
+            }
+        },
         measurements={"seconds": {name: round(value, 3) for name, value in seconds.items()}},
         versions={"llama.cpp": toolchain.commit},
     )

@@ -91,7 +91,9 @@ def stage_id(name: str, run_file: RunFile, inputs: dict[str, str]) -> str:
     return artifact_id(stage.KIND, stage.settings(run_file.run, run_file.folder), inputs)
 
 
-def run_stage(name: str, run_file: RunFile, store: Store, environment: Environment, progress: Progress) -> tuple[Artifact, bool]:
+def run_stage(
+    name: str, run_file: RunFile, store: Store, environment: Environment, progress: Progress
+) -> tuple[Artifact, bool]:
     """Runs one stage to its end. Returns its artifact, and whether it was made now (False: found finished)."""
     run = run_id(run_file.run)
     started = datetime.now(UTC)
@@ -106,13 +108,28 @@ def run_stage(name: str, run_file: RunFile, store: Store, environment: Environme
         _close(store, run, record, clock, status="failed", message=str(error))
         raise
     if made or before is None or before.status not in ("done", "found") or before.id != artifact.id:
-        _close(store, run, record.model_copy(update={"id": artifact.id}), clock, status="done" if made else "found", message="")
-    progress.line(f"{'published' if made else 'already done:'} {artifact.kind}/{artifact.id} ({duration(time.monotonic() - clock)})")
+        _close(
+            store,
+            run,
+            record.model_copy(update={"id": artifact.id}),
+            clock,
+            status="done" if made else "found",
+            message="",
+        )
+    progress.line(
+        f"{'published' if made else 'already done:'} {artifact.kind}/{artifact.id} ({duration(time.monotonic() - clock)})"
+    )
     return artifact, made
 
 
 def _find_or_make(
-    name: str, stage: Stage, run_file: RunFile, store: Store, environment: Environment, progress: Progress, record: StageRecord
+    name: str,
+    stage: Stage,
+    run_file: RunFile,
+    store: Store,
+    environment: Environment,
+    progress: Progress,
+    record: StageRecord,
 ) -> tuple[Artifact, bool]:
     recipe = run_file.run
     inputs = {other: _input(store, run_id(recipe), other) for other in stage.INPUTS}
@@ -126,7 +143,7 @@ def _find_or_make(
     try:
         (scratch / "out").mkdir()
         work = Work(recipe, run_file.folder, store, own_id, inputs, scratch / "out", scratch,
-                    Partial(store, stage.KIND, own_id), progress, environment)  # fmt: skip
+                    Partial(store, stage.KIND, own_id, warn=progress.warn), progress, environment)  # fmt: skip
         if artifact is None:
             write_record(store, run_id(recipe), record.model_copy(update={"id": own_id}))
             result = stage.make(work)

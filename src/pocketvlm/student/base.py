@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 def is_hub_id(model: str, folder: Path) -> bool:
     """Whether `student.model` names a Hub repository: `owner/name` that is no folder beside the run file."""
-    return model != TINY and model.count("/") == 1 and not model.startswith((".", "/", "~")) and not (folder / model).exists()
+    return (
+        model != TINY
+        and model.count("/") == 1
+        and not model.startswith((".", "/", "~"))
+        and not (folder / model).exists()
+    )
 
 
 def identity(student: Student, folder: Path) -> dict[str, Any]:
@@ -51,6 +57,19 @@ def checkpoint_files(path: Path) -> list[Path]:
     return sorted({file for pattern in CHECKPOINT_FILES for file in path.glob(pattern)})
 
 
+def read_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Shapes of a checkpoint's tensors by name, from the headers of its files, and its text model's positions."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    config = json.loads((path / "config.json").read_text())
+    return shapes, int(config["text_config"].get("max_position_embeddings", 8192))
+
+
 def fetch_base(recipe: Recipe, folder: Path, scratch: Path, environment: Environment) -> Path:
     """A folder with the base checkpoint; built or downloaded into `scratch` where needed."""
     student = recipe.student
@@ -65,7 +84,9 @@ def fetch_base(recipe: Recipe, folder: Path, scratch: Path, environment: Environ
 
     token = environment.hub_token.get_secret_value() if environment.hub_token else None
     try:
-        path = snapshot_download(student.model, revision=student.revision, allow_patterns=list(CHECKPOINT_FILES), token=token)
+        path = snapshot_download(
+            student.model, revision=student.revision, allow_patterns=list(CHECKPOINT_FILES), token=token
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"run.student.model: {student.model} at {student.revision} cannot be fetched ({type(error).__name__}: {error}); "

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.utils import logging
 
 from pocketvlm.student.families import read_geometry
 
@@ -27,26 +28,45 @@ CHAT_TEMPLATE = (
 """SmolVLM's layout of a conversation, as the public model cards describe it."""
 
 
+def quiet() -> None:
+    """Progress is told by us; the bars of transformers would stand between our lines."""
+    logging.disable_progress_bar()
+
+
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model of a checkpoint folder, in eval mode. Only safetensors are read and no code of the checkpoint is run."""
+    quiet()
     read_geometry(folder)
     model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        attn_implementation="sdpa",
     )
     return model.eval()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a checkpoint folder."""
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     return tokenizer
 
 
 def save_processor(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tile_px: int, longest_edge_px: int) -> None:
     """Tokenizer, template and both processor files, saying the device's tile budget."""
     processor = Idefics3ImageProcessorPil(
-        size={"longest_edge": longest_edge_px}, max_image_size={"longest_edge": tile_px}, do_image_splitting=True,
-        do_resize=True, do_convert_rgb=True, resample=1, image_mean=[0.5] * 3, image_std=[0.5] * 3,
+        size={"longest_edge": longest_edge_px},
+        max_image_size={"longest_edge": tile_px},
+        do_image_splitting=True,
+        do_resize=True,
+        do_convert_rgb=True,
+        resample=1,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
     processor.save_pretrained(folder)
     preprocessor = folder / "preprocessor_config.json"

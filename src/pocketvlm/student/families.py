@@ -77,7 +77,9 @@ def read_geometry(folder: Path) -> Geometry:
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is not a checkpoint's config.json ({error}); name a folder in Hugging Face layout") from error
+        raise UserError(
+            f"{path}: is not a checkpoint's config.json ({error}); name a folder in Hugging Face layout"
+        ) from error
     return geometry_of(config, str(path))
 
 

@@ -55,7 +55,9 @@ class AllowedAnswers:
         """Token id -> answer bytes with it, for every token that the grammar allows next."""
         if answered not in self._cache:
             longer = ((number, answered + piece) for number, piece in self._pieces.items())
-            self._cache[answered] = {n: text for n, text in longer if any(full.startswith(text) for full in self._texts)}
+            self._cache[answered] = {
+                n: text for n, text in longer if any(full.startswith(text) for full in self._texts)
+            }
         return self._cache[answered]
 
     def compatible(self, answered: bytes) -> list[int]:

@@ -55,7 +55,9 @@ def grid(width: int, height: int, *, tile_px: int, longest_edge_px: int) -> Grid
         resized_width, resized_height = int(longest_edge_px * ratio), longest_edge_px
         resized_width += resized_width % 2
     if not resized_width or not resized_height:
-        raise ValueError(f"{width}x{height} is too thin for a longest edge of {longest_edge_px} px; set device.canvas_px")
+        raise ValueError(
+            f"{width}x{height} is too thin for a longest edge of {longest_edge_px} px; set device.canvas_px"
+        )
     return Grid((resized_width, resized_height), -(-resized_height // tile_px), -(-resized_width // tile_px))
 
 

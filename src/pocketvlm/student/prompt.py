@@ -85,7 +85,9 @@ class PromptEncoder:
     def image(self, cut: Grid) -> list[int]:
         """Ids of an image: every tile with its row and column, then the overview."""
         if max(cut.rows, cut.cols) > MAX_GRID_SIDE:
-            raise ValueError(f"a grid of {cut.rows}x{cut.cols} tiles; the vocabulary ends at {MAX_GRID_SIDE}x{MAX_GRID_SIDE}")
+            raise ValueError(
+                f"a grid of {cut.rows}x{cut.cols} tiles; the vocabulary ends at {MAX_GRID_SIDE}x{MAX_GRID_SIDE}"
+            )
         pads = [self.image_id] * self.tokens_per_tile
         ids: list[int] = []
         for row in range(1, cut.rows + 1):

@@ -63,7 +63,7 @@ def encode_images(
         distinct = [forward.distinct_tiles(tiles) for tiles, _ in cut]
         tiles_NHWC = torch.cat([torch.from_numpy(tiles) for tiles, _ in distinct]).to(parameter.device)
         features_NTC = forward.vision_features(model, forward.normalise(tiles_NHWC, parameter.dtype))
-        split = features_NTC.split([len(tiles) for tiles, _ in distinct])
+        split = torch.split(features_NTC, [len(tiles) for tiles, _ in distinct])
         for (_, grid), (_, places), features in zip(cut, distinct, split, strict=True):
             yield EncodedImage(encoder.prompt(grid), features, places)
 
@@ -79,7 +79,9 @@ def score(
     return answers
 
 
-def _score_batch(model: Any, encoder: PromptEncoder, allowed: AllowedAnswers, images: Sequence[EncodedImage]) -> list[Answer]:
+def _score_batch(
+    model: Any, encoder: PromptEncoder, allowed: AllowedAnswers, images: Sequence[EncodedImage]
+) -> list[Answer]:
     written: list[bytes] = [b""] * len(images)
     chosen: list[list[int]] = [[] for _ in images]
     log_confidence = [0.0] * len(images)

@@ -18,7 +18,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from pocketvlm.student.checkpoint import CHAT_TEMPLATE, save_processor
+from pocketvlm.student.checkpoint import CHAT_TEMPLATE, quiet, save_processor
 from pocketvlm.student.prompt import END, FAKE, GLOBAL, IMAGE, MAX_GRID_SIDE, START
 
 TILE_PX, PATCH_PX, SCALE_FACTOR = 32, 8, 2
@@ -36,9 +36,17 @@ clean dusty snow covered damage bird drop food drink title list items true false
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE with SmolLM's pre-tokenizer and SmolVLM's special tokens, learned from a fixed text."""
+    return with_special_tokens(learn_tokens())
+
+
+def learn_tokens() -> Tokenizer:
+    """The part of the vocabulary that CORPUS teaches; ids 0 to 2 are the published ones."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     first = ["<|endoftext|>", START, "<|im_end|>"]
@@ -50,8 +58,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator([CORPUS, *["\n\n"] * 8], trainer)
+    return tokenizer
+
+
+def with_special_tokens(tokenizer: Tokenizer, *, reserved: int = 0) -> PreTrainedTokenizerFast:
+    """Appends SmolVLM's special tokens in the published order; `reserved` unused ones stand before the last."""
+    unused = [f"<|reserved_special_token_{i}|>" for i in range(reserved)]
     places = [f"<row_{r}_col_{c}>" for r in range(1, MAX_GRID_SIDE + 1) for c in range(1, MAX_GRID_SIDE + 1)]
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in [GLOBAL, *places, FAKE, IMAGE, END]])
+    names = [GLOBAL, *places, FAKE, IMAGE, *unused, END]
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=START,
@@ -67,26 +82,49 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> SmolVLMConfig:
     """SmolVLM's config with small numbers; every width is a multiple of 32, the block of 8- and 4-bit types."""
     vocabulary = -(-len(tokenizer) // 32) * 32
-    text: dict[str, Any] = dict(
-        model_type="llama", architectures=["VLlama3ForCausalLM"], vocab_size=vocabulary, hidden_size=TEXT_WIDTH,
-        intermediate_size=3 * TEXT_WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=TEXT_WIDTH // 4, rope_theta=100000.0, rms_norm_eps=1e-5, max_position_embeddings=2048,
-        tie_word_embeddings=False, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    vision: dict[str, Any] = dict(
-        hidden_size=VISION_WIDTH, intermediate_size=3 * VISION_WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
-        image_size=TILE_PX, patch_size=PATCH_PX, layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh",
-    )
+    text: dict[str, Any] = {
+        "model_type": "llama",
+        "architectures": ["VLlama3ForCausalLM"],
+        "vocab_size": vocabulary,
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 3 * TEXT_WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": TEXT_WIDTH // 4,
+        "rope_theta": 100000.0,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision: dict[str, Any] = {
+        "hidden_size": VISION_WIDTH,
+        "intermediate_size": 3 * VISION_WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "image_size": TILE_PX,
+        "patch_size": PATCH_PX,
+        "layer_norm_eps": 1e-6,
+        "hidden_act": "gelu_pytorch_tanh",
+    }
     return SmolVLMConfig(
-        text_config=text, vision_config=vision, scale_factor=SCALE_FACTOR, vocab_size=vocabulary,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE), tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id, architectures=["SmolVLMForConditionalGeneration"],
+        text_config=text,
+        vision_config=vision,
+        scale_factor=SCALE_FACTOR,
+        vocab_size=vocabulary,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        architectures=["SmolVLMForConditionalGeneration"],
     )
 
 
 def build_tiny(folder: Path, *, seed: int, longest_edge_px: int) -> Path:
     """Writes the tiny student as a checkpoint folder in Hugging Face layout and returns the folder."""
+    quiet()
     tokenizer = build_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,0 +1,47 @@
+"""The tiny student, built once for the tests of this room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketvlm.run_file import Task
+from pocketvlm.student.checkpoint import load_model, load_tokenizer
+from pocketvlm.student.families import read_geometry
+from pocketvlm.student.grammar import AllowedAnswers
+from pocketvlm.student.prompt import PromptEncoder, prompt_text
+from pocketvlm.student.tiny import build_tiny
+
+CLASSES = ["zero", "one", "seven", "nine", "no", "none of these"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny(tmp_path_factory.mktemp("student") / "tiny", seed=0, longest_edge_px=32)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny: Path) -> Any:
+    return load_tokenizer(tiny)
+
+
+@pytest.fixture(scope="session")
+def model(tiny: Path) -> Any:
+    return load_model(tiny)
+
+
+@pytest.fixture(scope="session")
+def task() -> Task:
+    return Task(question="Which digit is in this picture?\nDigit:", classes=dict.fromkeys(CLASSES, ""))
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny: Path, tokenizer: Any, task: Task) -> PromptEncoder:
+    return PromptEncoder(tokenizer, prompt=prompt_text(task), tokens_per_tile=read_geometry(tiny).tokens_per_tile)
+
+
+@pytest.fixture(scope="session")
+def allowed(tokenizer: Any) -> AllowedAnswers:
+    return AllowedAnswers(CLASSES, tokenizer.get_vocab(), tokenizer.all_special_ids)

@@ -1,0 +1,69 @@
+"""Prompt bytes and token ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pocketvlm.run_file import Task
+from pocketvlm.student.pixels import Grid
+from pocketvlm.student.prompt import IGNORE, MEDIA, PromptEncoder, pad, prompt_text
+
+ONE = Grid((32, 32), 1, 1)
+
+
+def test_prompt_has_no_space_before_the_image_and_none_after_the_assistant(task: Task) -> None:
+    text = prompt_text(task)
+    assert text == (
+        "<|im_start|>User:<__media__>Which digit is in this picture?\nDigit:<end_of_utterance>\nAssistant:"
+    )
+
+
+def test_prompt_equals_the_chat_template_of_the_checkpoint(task: Task, tokenizer: Any) -> None:
+    content = [{"type": "image"}, {"type": "text", "text": task.question}]
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+    assert rendered.replace("<image>", MEDIA) == prompt_text(task)
+
+
+def test_stream_of_one_tile_is_the_measured_one(encoder: PromptEncoder, tokenizer: Any) -> None:
+    pads = "<image>" * encoder.tokens_per_tile
+    expected = (
+        f"<fake_token_around_image><row_1_col_1>{pads}\n\n<fake_token_around_image><global-img>{pads}<fake_token_around_image>"
+    )
+    assert tokenizer.decode(encoder.image(ONE)) == expected
+
+
+def test_rows_of_a_grid_end_with_a_line_break_but_for_the_last(encoder: PromptEncoder, tokenizer: Any) -> None:
+    text = tokenizer.decode(encoder.image(Grid((64, 64), 2, 2))).replace("<image>", "")
+    rows = [f"<fake_token_around_image><row_{r}_col_1><fake_token_around_image><row_{r}_col_2>" for r in (1, 2)]
+    assert text == "\n".join(rows) + "\n\n<fake_token_around_image><global-img><fake_token_around_image>"
+
+
+def test_loss_sees_the_answer_and_its_end_only(encoder: PromptEncoder, tokenizer: Any) -> None:
+    sample = encoder.sample(ONE, " seven")
+    learnt = [label for label in sample.labels if label != IGNORE]
+    assert tokenizer.decode(learnt) == " seven<end_of_utterance>"
+    assert sample.ids[-len(learnt) :] == learnt
+    assert encoder.image_id not in learnt
+
+
+def test_the_media_marker_is_never_in_training_text(encoder: PromptEncoder, tokenizer: Any) -> None:
+    assert MEDIA not in tokenizer.decode(encoder.sample(ONE, " one").ids)
+
+
+def test_filling_up_adds_no_labels(encoder: PromptEncoder) -> None:
+    short, long = encoder.sample(ONE, " one"), encoder.sample(ONE, " none of these")
+    ids, labels = pad([short, long], pad_id=2)
+    assert len(ids[0]) == len(ids[1]) == len(labels[0])
+    assert sum(label != IGNORE for label in labels[0]) == sum(label != IGNORE for label in short.labels)
+
+
+def test_a_prompt_without_the_marker_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="exactly once"):
+        PromptEncoder(tokenizer, prompt="User: hello", tokens_per_tile=4)
+
+
+def test_a_grid_beyond_the_vocabulary_is_refused(encoder: PromptEncoder) -> None:
+    with pytest.raises(ValueError, match="7x1"):
+        encoder.image(Grid((32, 224), 7, 1))

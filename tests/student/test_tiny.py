@@ -1,0 +1,57 @@
+"""The tiny student and its checkpoint folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketvlm.errors import UserError
+from pocketvlm.student.families import read_geometry
+from pocketvlm.student.tiny import build_tiny
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_equal_seeds_give_equal_files(tiny: Path, tmp_path: Path) -> None:
+    assert digests(build_tiny(tmp_path, seed=0, longest_edge_px=32)) == digests(tiny)
+
+
+def test_another_seed_gives_other_weights(tiny: Path, tmp_path: Path) -> None:
+    other = digests(build_tiny(tmp_path, seed=1, longest_edge_px=32))
+    assert {name for name, digest in digests(tiny).items() if other[name] != digest} == {"model.safetensors"}
+
+
+def test_it_has_one_to_three_million_weights(model: Any) -> None:
+    assert 1e6 < sum(parameter.numel() for parameter in model.parameters()) < 3e6
+
+
+def test_both_processor_files_say_the_tile_budget(tmp_path: Path) -> None:
+    folder = build_tiny(tmp_path, seed=0, longest_edge_px=64)
+    preprocessor = json.loads((folder / "preprocessor_config.json").read_text())
+    processor = json.loads((folder / "processor_config.json").read_text())
+    assert preprocessor["size"] == processor["image_processor"]["size"] == {"longest_edge": 64}
+
+
+def test_every_tensor_belongs_to_one_part(tiny: Path, model: Any) -> None:
+    family = read_geometry(tiny).family
+    assert {family.part_of(name) for name in model.state_dict()} == {"vision", "connector", "text"}
+
+
+def test_code_from_a_checkpoint_is_never_run(tiny: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.py"}}))
+    with pytest.raises(UserError, match="auto_map"):
+        read_geometry(tmp_path)
+
+
+def test_an_unknown_family_is_refused_with_those_that_are_known(tiny: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Phi3VForCausalLM"]}))
+    with pytest.raises(UserError, match="Phi3VForCausalLM is not available.*SmolVLMForConditionalGeneration"):
+        read_geometry(tmp_path)
