@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import base64
 import collections
+import ctypes
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -89,7 +92,13 @@ class LlamaServer:
         ]
         environment = {"PATH": os.defpath, "LLAMA_MEDIA_MARKER": self._marker}
         self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         ready = threading.Event()
         threading.Thread(target=self._read_log, args=(self._process.stdout, ready), daemon=True).start()
@@ -168,6 +177,12 @@ class LlamaServer:
             )
         result: dict[str, Any] = json.loads(data)
         return result
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to end this process with the one that started it: a killed stage must leave no server behind."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _free_port() -> int:

@@ -1,0 +1,47 @@
+"""SIGKILL at any moment of any stage, then the same command again: the same bytes as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pocketvlm.stages.stage import STAGES
+
+from .conftest import SMALL, Place, place
+
+pytestmark = [pytest.mark.chain, pytest.mark.timeout(1500)]
+MOMENTS = 5
+
+
+def test_killed_in_every_stage_five_times_the_run_ends_with_the_same_bytes(small: Place, tmp_path: Path) -> None:
+    there = place(tmp_path / "killed", **SMALL)
+    killed = dict.fromkeys(STAGES, 0)
+    seconds: dict[str, float] = json.loads((small.folder / "seconds.json").read_text())
+    for stage in STAGES:
+        for moment in range(1, MOMENTS + 1):
+            killed[stage] += _kill(there, stage, seconds[stage] * moment / (MOMENTS + 1))
+        done = there.pocketvlm("stage", stage, str(there.run_file))
+        assert done.returncode == 0, done.stderr[-4000:]
+    assert there.manifests() == small.manifests()
+    release = [stored.key for stored in small.store.list("releases/") if not stored.key.endswith("measurements.json")]
+    assert release
+    assert {key: there.store.read(key) for key in release} == {key: small.store.read(key) for key in release}
+    assert not list(there.store.list("partial/"))
+    assert all(count == MOMENTS for count in killed.values()), killed
+
+
+def _kill(there: Place, stage: str, after_s: float) -> int:
+    """Starts a stage and kills it, and all that it started, after that long. 1 if it was still running."""
+    command, environment = there.command("stage", stage, str(there.run_file))
+    process = subprocess.Popen(command, env=environment, cwd=there.folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    time.sleep(after_s)
+    running = process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return int(running)
