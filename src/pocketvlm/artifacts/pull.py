@@ -36,12 +36,13 @@ def pull(
     if final.exists() and final.read_bytes() != data:
         final.unlink()
     fetch_files(store, [(file, release.root + file.name) for file in files], to)
-    write_file(final, data)
+    # All that is not of this release goes before release.json comes, so that nothing strange lies beside it.
     for stale in ours - {file.name for file in files}:
         (to / check_key(stale)).unlink(missing_ok=True)
     for part in to.rglob("*.part"):  # of a killed download
         if any(part.relative_to(to).as_posix().startswith(f"{name}.") for name in (*ours, "release.json", PULLING)):
             part.unlink()
+    write_file(final, data)
     pulling.unlink()
     return release
 
@@ -92,7 +93,10 @@ def _earlier(final: Path, pulling: Path) -> set[str]:
     """Names of the files that earlier pulls put there."""
     names: set[str] = set()
     if final.exists():
-        names |= {file.name for file in parse_release(final.read_bytes(), str(final)).files}
+        try:
+            names |= {file.name for file in parse_release(final.read_bytes(), str(final)).files}
+        except Corrupt as error:
+            raise UserError(f"{final} is not from a pull; choose another folder, or move that file away") from error
     if pulling.exists():
         names |= set(json.loads(pulling.read_bytes()))
     return names

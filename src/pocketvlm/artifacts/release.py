@@ -209,5 +209,5 @@ def parse_release(data: bytes, where: str) -> Release:
     try:
         return Release.model_validate_json(data)
     except ValidationError as error:
-        raise Corrupt(f"{where} is not a release.json of PocketVLM ({error.errors()[0]['msg']}); "
-                      "pull it into an empty folder, or release under another version") from error
+        raise Corrupt(f"{where} is not readable ({error.errors()[0]['msg']}); "
+                      "release again under another version") from error
