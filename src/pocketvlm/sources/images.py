@@ -86,7 +86,7 @@ def _guarded(step: Callable[[Image.Image], T], data: bytes, max_pixels: int) -> 
         return _unidentified(data)
     except Exception as error:
         text = re.sub(r"0x[0-9a-f]+", "0x", str(error))[:200]  # addresses differ from run to run
-        reason = "truncated" if "truncated" in text or isinstance(error, EOFError) else "damaged"
+        reason = "truncated" if "truncated" in text.lower() or isinstance(error, EOFError) else "damaged"
         return Problem(reason, f"{type(error).__name__}: {text}")
 
 

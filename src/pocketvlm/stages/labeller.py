@@ -10,8 +10,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from pocketvlm.artifacts.dataset import SPLITS, Quarantined, Row, write_quarantine, write_split
 from pocketvlm.errors import DataError
@@ -62,26 +65,26 @@ def make(work: Work) -> Made:
     with Spool(work.scratch) as spool:
         with strict_pillow(recipe.labeller.max_pixels):
             repeats, quarantine = _gather(source, spool, work)
-        groups = _groups(spool, near_copies=recipe.labeller.near_copies)
-        sound, refused = _sort_out(groups, spool, repeats)
+        groups, refused = _sort_out(spool, repeats, near_copies=recipe.labeller.near_copies)
         quarantine += refused
         _report(quarantine, len(source), work)
-        counts = _write(spool, sound, quarantine, work)
+        counts = _write(spool, groups, quarantine, work)
         write_quarantine(work.folder, quarantine)
     seconds = time.perf_counter() - start
-    copies = [group for group in sound if len(group) > 1]
+    copies = [group for group in groups if len(group) > 1]
     return Made(
         facts={
             "classes": list(recipe.task.classes),
             "counts": counts,
             "images_total": len(source),
-            "images_used": sum(len(group) for group in sound),
+            "images_used": sum(len(group) for group in groups),
             "near_copy_groups": len(copies),
             "near_copy_images": sum(len(group) for group in copies),
             "quarantine": dict(sorted(Counter(item.reason for item in quarantine).items())),
             "source": recipe.labeller.source.kind,
         },
         measurements={"seconds": seconds, "images_per_second": len(source) / seconds},
+        versions={package: version(package) for package in ("numpy", "pillow", "pyarrow")},
     )
 
 
@@ -118,30 +121,34 @@ def _in_order(step: Callable[[In], Out], items: Iterable[In], threads: int) -> I
             yield waiting.popleft().result()
 
 
-def _groups(spool: Spool, *, near_copies: bool) -> list[list[int]]:
-    if near_copies and len(spool):
-        return group_copies(*spool.looks())
-    return [[index] for index in range(len(spool))]
-
-
 def _sort_out(
-    groups: list[list[int]], spool: Spool, repeats: dict[int, list[Record]]
+    spool: Spool, repeats: dict[int, list[Record]], *, near_copies: bool
 ) -> tuple[list[list[int]], list[Quarantined]]:
-    """Groups whose labels agree; and in quarantine, whole groups that contradict themselves, and repeated files."""
-    sound, refused = [], []
-    for group in groups:
-        again = [(spool.records[index], record) for index in group for record in repeats.get(index, [])]
-        members = [spool.records[index] for index in group] + [record for _, record in again]
-        labels = sorted({record.label for record in members})
-        if len(labels) > 1:
-            ids = ", ".join(sorted(record.source_id for record in members)[:4])
-            detail = f"{len(members)} copies of one image are labelled {', '.join(labels)}: {ids}"
-            refused += [Quarantined(record.source_id, "contradicting_labels", detail) for record in members]
+    """Groups of copies that are used; and in quarantine, copies with contradicting labels and repeated files."""
+    records = [[record, *repeats.get(index, [])] for index, record in enumerate(spool.records)]
+    labels = [sorted({record.label for record in same}) for same in records]
+    groups = [[index] for index in range(len(spool))]
+    contradicts: dict[int, int] = {}
+    if near_copies and len(spool):
+        # One file under two labels has a label of its own, which no copy can agree with.
+        codes = {label: code for code, label in enumerate(sorted({label for own in labels for label in own}))}
+        labels_N = np.array([codes[own[0]] if len(own) == 1 else -1 - index for index, own in enumerate(labels)])
+        copies = group_copies(*spool.looks(), labels_N)
+        groups, contradicts = copies.groups, copies.contradicts
+    refused = []
+    for index, (first, *again) in enumerate(records):
+        if len(labels[index]) > 1:
+            detail = f"{len(again) + 1} files of the same bytes are labelled {', '.join(labels[index])}"
+            refused += [Quarantined(record.source_id, "contradicting_labels", detail) for record in (first, *again)]
+        elif index in contradicts:
+            other = contradicts[index]
+            detail = f"its copy {spool.records[other].source_id} is labelled {', '.join(labels[other])}"
+            refused += [Quarantined(record.source_id, "contradicting_labels", detail) for record in (first, *again)]
         else:
-            sound.append(group)
-            for first, record in again:
-                refused.append(Quarantined(record.source_id, "duplicate", f"same bytes as {first.source_id}"))
-    return sound, refused
+            detail = f"same bytes as {first.source_id}"
+            refused += [Quarantined(record.source_id, "duplicate", detail) for record in again]
+    sound = [[index for index in group if len(labels[index]) == 1 and index not in contradicts] for group in groups]
+    return [group for group in sound if group], refused
 
 
 def _report(quarantine: list[Quarantined], total: int, work: Work) -> None:

@@ -67,7 +67,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 class Spool:
-    """Images and looks in two files, so that memory holds only some hundred bytes of each image."""
+    """Images in one file on disk, what is known of them in memory: about 3 KB for each image of any size."""
 
     def __init__(self, folder: Path) -> None:
         self.records: list[Record] = []
@@ -76,16 +76,14 @@ class Spool:
         self.png_sizes: list[int] = []
         self._sizes_px: list[tuple[int, int]] = []
         self._starts: list[int] = [0]
-        self._looks_path = folder / "looks.bin"
+        self._looks = bytearray()
         self._images = (folder / "images.bin").open("wb+")
-        self._looks = self._looks_path.open("wb")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._images.close()
-        self._looks.close()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -93,7 +91,7 @@ class Spool:
     def add(self, item: Prepared) -> None:
         """Keeps one image; its index is the number of those before."""
         self._images.write(item.png)
-        self._looks.write(item.look.pixels_SSC.tobytes())
+        self._looks += item.look.pixels_SSC.tobytes()
         self.records.append(item.record)
         self.shas.append(item.sha256)
         self.hashes.append(item.look.phash)
@@ -107,7 +105,6 @@ class Spool:
         return self._images.read(self.png_sizes[index])
 
     def looks(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """Hashes_N, looks_NSSC (a memory map) and sizes_N2 for `group_copies`. There must be an image."""
-        self._looks.flush()
-        looks_NSSC = np.memmap(self._looks_path, np.uint8, "r", shape=(len(self), SIDE_PX, SIDE_PX, 3))
-        return np.array(self.hashes, np.uint64), looks_NSSC, np.array(self._sizes_px, np.int64)
+        """Hashes_N, looks_NSSC and sizes_N2 for `group_copies`."""
+        looks_NSSC = np.frombuffer(self._looks, np.uint8).reshape(len(self), SIDE_PX, SIDE_PX, 3)
+        return np.array(self.hashes, np.uint64), looks_NSSC, np.array(self._sizes_px, np.int64).reshape(-1, 2)
