@@ -78,7 +78,8 @@ def test_same_question_twice_gives_the_same_log_probabilities(toolchain: Toolcha
 def test_a_server_that_cannot_start_says_why(toolchain: Toolchain, pair: tuple[Path, Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUFnot really")
-    with pytest.raises(ToolError, match="did not start; its last lines"), LlamaServer(toolchain, broken, pair[1], media_marker=MEDIA):
+    server = LlamaServer(toolchain, broken, pair[1], media_marker=MEDIA)
+    with pytest.raises(ToolError, match="did not start; its last lines"), server:
         pass
 
 

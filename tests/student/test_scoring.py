@@ -66,7 +66,7 @@ def test_scores_equal_a_plain_step_by_step_reference(model: Any, encoder: Prompt
         assert answer.confidence == pytest.approx(confidence, rel=1e-3)
 
 
-def test_first_step_names_every_token_that_the_grammar_allows(model: Any, encoder: PromptEncoder, allowed: AllowedAnswers) -> None:
+def test_first_step_names_all_that_the_grammar_allows(model: Any, encoder: PromptEncoder, allowed: AllowedAnswers) -> None:
     answer = score(model, encoder, allowed, list(encode_images(model, encoder, LAYOUT, pictures(1))))[0]
     assert set(answer.first_step) == set(allowed.following(b""))
     assert all(value < 0 for value in answer.first_step.values())

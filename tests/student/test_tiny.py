@@ -53,5 +53,5 @@ def test_code_from_a_checkpoint_is_never_run(tiny: Path, tmp_path: Path) -> None
 def test_an_unknown_family_is_refused_with_those_that_are_known(tiny: Path, tmp_path: Path) -> None:
     config = json.loads((tiny / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Phi3VForCausalLM"]}))
-    with pytest.raises(UserError, match="Phi3VForCausalLM is not available.*SmolVLMForConditionalGeneration"):
+    with pytest.raises(UserError, match=r"Phi3VForCausalLM is not available.*SmolVLMForConditionalGeneration"):
         read_geometry(tmp_path)
