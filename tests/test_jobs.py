@@ -1,0 +1,132 @@
+"""The run files of the known tasks: they are read, they hold the known recipes, and say what is not there yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pocketvlm.cli import main
+from pocketvlm.run_file import Recipe, not_available, read_run_file
+from pocketvlm.student.grammar import prefix_clashes
+
+JOBS = Path(__file__).parents[1] / "jobs"
+NAMES = ("digits", "elements", "mars", "solar", "food")
+
+
+def recipe(name: str) -> Recipe:
+    return read_run_file(JOBS / f"{name}.yaml").run
+
+
+def test_there_is_a_run_file_for_each_known_task_and_no_other() -> None:
+    assert sorted(path.stem for path in JOBS.glob("*.yaml")) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_file_is_valid_and_named_like_its_file(name: str) -> None:
+    assert recipe(name).name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_file_opens_with_what_it_is_and_the_exact_commands(name: str) -> None:
+    lines = (JOBS / f"{name}.yaml").read_text().splitlines()
+    head = lines[: lines.index("run:")]
+    assert all(line.startswith("#") for line in head)
+    assert any(f"pocketvlm run jobs/{name}.yaml" in line for line in head)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_class_is_described_and_none_begins_another(name: str) -> None:
+    run = recipe(name)
+    assert all(run.task.classes.values())
+    assert prefix_clashes(list(run.task.classes)) == []
+
+
+@pytest.mark.parametrize("name", ["elements", "mars", "solar"])
+def test_the_question_names_every_class(name: str) -> None:
+    run = recipe(name)
+    assert [label for label in run.task.classes if label not in run.task.question] == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
+def test_a_model_from_the_hub_is_pinned(name: str) -> None:
+    student = recipe(name).student
+    assert student.model.startswith("HuggingFaceTB/SmolVLM")
+    assert student.revision is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("digits", []),
+        ("solar", []),
+        ("elements", ["run.labeller.source.kind", "run.labeller.teacher"]),
+        ("mars", ["run.task.answer", "run.task.system", "run.labeller.source.kind"]),
+        ("food", ["run.task.kind", "run.task.fields", "run.labeller.source.kind"]),
+    ],
+)
+def test_a_run_file_asks_only_for_these_parts_that_come_later(name: str, keys: list[str]) -> None:
+    assert [line.split(":")[0] for line in not_available(recipe(name))] == keys
+
+
+@pytest.mark.parametrize("name", ["elements", "mars", "food"])
+def test_plan_refuses_a_run_file_that_asks_for_them_and_names_each_key(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--store", str(tmp_path / "store"), "plan", str(JOBS / f"{name}.yaml")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for line in not_available(recipe(name)):
+        assert line in shown.err
+    assert not (tmp_path / "store").exists()
+
+
+def test_elements_is_the_known_recipe() -> None:
+    run = recipe("elements")
+    (phase,) = run.trainer.phases
+    assert run.student.model == "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+    assert list(run.task.classes) == ["water", "land", "fire", "wood", "metal"]
+    assert (run.device.canvas_px, run.device.max_new_tokens) == (256, 32)
+    assert (phase.method, phase.rank, phase.alpha, phase.epochs, phase.learning_rate) == ("lora", 16, 32, 3, 2e-4)
+    assert (run.trainer.batch_size, run.trainer.micro_batch_size, run.trainer.precision) == (16, 4, "bf16")
+    assert run.labeller.teacher is not None
+    assert (run.labeller.source.kind, run.labeller.teacher.model, run.labeller.min_confidence) == ("coco", "gpt-4o", 0.7)
+
+
+def test_mars_is_the_known_recipe() -> None:
+    run = recipe("mars")
+    assert " ".join(run.task.classes) == "ael aec cli rid fsf sfe fsg fse fss cra sfx mix rou smo tex"
+    assert run.task.answer == "reasoning"
+    assert "geologist" in (run.task.system or "")
+
+
+def test_solar_is_the_known_recipe() -> None:
+    run = recipe("solar")
+    (phase,) = run.trainer.phases
+    assert run.student.model == "HuggingFaceTB/SmolVLM-256M-Instruct"
+    assert run.labeller.source.kind == "folder"
+    assert sorted(run.labeller.source.class_folders) == [
+        "Bird-drop", "Clean", "Dusty", "Electrical-damage", "Physical-Damage", "Snow-Covered",
+    ]  # fmt: skip
+    assert sorted(run.labeller.source.class_folders.values()) == sorted(run.task.classes)
+    assert (phase.method, phase.learning_rate, phase.weight_decay, phase.warmup_steps) == ("full", 3e-4, 0.01, 50)
+    assert phase.train == ["vision", "connector", "text"]
+    assert (run.trainer.batch_size, run.trainer.micro_batch_size) == (16, 4)
+
+
+def test_food_is_the_known_recipe() -> None:
+    run = recipe("food")
+    first, second = run.trainer.phases
+    assert list(run.task.fields) == ["is_food", "image_title", "food_items", "drink_items"]
+    assert (first.method, first.train, first.epochs, first.learning_rate) == ("full", ["connector", "text"], 2, 2e-4)
+    assert (second.method, second.epochs, second.learning_rate) == ("full", 2, 2e-6)
+    assert second.train == ["vision", "connector", "text"]
+    assert (run.trainer.batch_size, run.trainer.micro_batch_size) == (32, 8)
+    assert (run.trainer.seed, run.labeller.split.seed) == (42, 42)
+
+
+@pytest.mark.parametrize("name", ["solar", "food"])
+def test_eighty_twenty_keeps_its_twenty_for_the_test_split(name: str) -> None:
+    split = recipe(name).labeller.split
+    assert split.test == 0.2
+    assert split.train + split.validation == pytest.approx(0.8)
