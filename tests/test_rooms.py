@@ -47,6 +47,7 @@ STRANGERS = {
     "sources/": ("stages", "student", "llamacpp", "cluster", "local", "plan", "cli"),
     "student/": ("stages", "sources", "llamacpp", "cluster", "local", "plan", "cli"),
     "llamacpp/": ("stages", "student", "sources", "cluster", "local", "plan", "cli"),
+    "report/": ("sources", "student", "llamacpp", "cluster", "local", "plan", "cli"),
     "stages/": ("cluster", "local", "plan", "cli"),
     "run_file.py": ("artifacts", "stages", "student", "sources", "llamacpp", "environment", "cli"),
     "environment.py": ("artifacts", "stages", "student", "sources", "llamacpp", "run_file", "cli"),
@@ -55,12 +56,15 @@ STRANGERS = {
 }
 """Beginning of a path -> rooms of ours that it must not import."""
 
+WORKSHOPS = {"training": "trainer", "evaluation": "evaluator"}
+"""Folder in stages/ -> the stage whose parts lie there; nobody else imports them."""
+
 HEAVY = ("torch", "transformers", "peft", "accelerate", "sklearn", "datasets")
 """Seconds to import. A rerun of a finished run needs none of them."""
 LIGHT = [
-    *(f"pocketvlm.stages.{name}" for name in STAGES),
-    "pocketvlm.cli", "pocketvlm.local", "pocketvlm.plan", "pocketvlm.artifacts", "pocketvlm.sources", "pocketvlm.llamacpp",
-]  # fmt: skip
+    *(f"pocketvlm.stages.{name}" for name in STAGES if f"stages/{name}.py" in FILES),
+    *(f"pocketvlm.{name}" for name in ("cli", "local", "plan", "artifacts", "sources", "llamacpp", "report")),
+]
 """Modules, and packages with all their modules, that must not import anything heavy."""
 
 
@@ -116,6 +120,13 @@ def test_no_stage_imports_another() -> None:
         if name.startswith(f"pocketvlm.stages.{stage}") and file != f"stages/{stage}.py"
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("folder", WORKSHOPS)
+def test_the_parts_of_a_stage_are_its_own(folder: str) -> None:
+    owners = (f"stages/{folder}/", f"stages/{WORKSHOPS[folder]}.py")
+    users = [file for file in FILES for name in imports(file) if name.startswith(f"pocketvlm.stages.{folder}.")]
+    assert [file for file in users if not file.startswith(owners)] == []
 
 
 def test_all_five_stages_are_there() -> None:
