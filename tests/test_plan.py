@@ -1,0 +1,91 @@
+"""`pocketvlm plan`: what it says, and what it refuses before anything is paid for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pocketvlm.environment import Environment
+from pocketvlm.errors import NotAvailableYet, RunFileError, UserError
+from pocketvlm.plan import check, plan
+from pocketvlm.run_file import RunFile, check_run_file
+
+DIGITS = Path(__file__).parents[1] / "jobs" / "digits.yaml"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    return Environment(store=str(tmp_path / "store"), scratch=tmp_path / "scratch")
+
+
+def digits(**changes: Any) -> RunFile:
+    """jobs/digits.yaml with keys replaced by dotted path below `run` (`__` for `.`)."""
+    content = yaml.safe_load(DIGITS.read_text())
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        block = content["run"]
+        for key in parents:
+            block = block.setdefault(key, {})
+        block[last] = value
+    return check_run_file(content, DIGITS)
+
+
+def test_plan_names_images_tokens_steps_and_sizes_of_every_stage(environment: Environment) -> None:
+    text = plan(digits(), environment)
+    assert "1797 images of source digits" in text
+    assert "8 visual tokens an image (1x1 tiles and the overview)" in text
+    assert "tokens a prompt" in text
+    assert "steps of" in text
+    assert "q8_0" in text
+    assert "MB" in text
+    assert text.count("to do") == 5
+
+
+def test_a_plan_makes_nothing(environment: Environment) -> None:
+    plan(digits(), environment)
+    assert not [path for path in Path(environment.store).rglob("*") if path.is_file() and ".pending" not in path.parts]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device__longest_edge_px": 48}, r"run.device.longest_edge_px: 48 is no tile budget .* use one of 32, 64, 96"),
+        ({"device__longest_edge_px": 224}, r"run.device.longest_edge_px: 224 is no tile budget"),
+        ({"device__max_new_tokens": 1}, r"run.device.max_new_tokens: 1 is too small for the answer .* set at least \d"),
+        ({"task__classes": {"no": "", "none": ""}}, r"run.task.classes: 'no' is the beginning of 'none'"),
+        ({"task__question": "why? " * 2000}, r"run.device.longest_edge_px: prompt and answer take \d+ tokens .* 2048 positions"),
+        (
+            {"trainer__phases": [{"method": "lora", "train": ["text"], "targets": {"text": ["q_prj"]}}]},
+            r"run.trainer.phases\[0\].targets.text: the text part has no layer 'q_prj'; it has .*q_proj",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_key_and_what_to_do(
+    changes: dict[str, Any], message: str, environment: Environment
+) -> None:
+    with pytest.raises(RunFileError, match=message):
+        check(digits(**changes), environment)
+
+
+def test_two_problems_are_told_at_once(environment: Environment) -> None:
+    with pytest.raises(RunFileError) as caught:
+        check(digits(device__longest_edge_px=48, device__max_new_tokens=1), environment)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_an_unpinned_hub_model_is_refused(environment: Environment) -> None:
+    with pytest.raises(UserError, match=r"run.student.revision: is missing; pin the commit of owner/model"):
+        check(digits(student={"model": "owner/model"}), environment)
+
+
+def test_a_folder_without_a_checkpoint_is_refused(environment: Environment) -> None:
+    with pytest.raises(UserError, match=r"run.student.model: ./nowhere is neither"):
+        check(digits(student={"model": "./nowhere"}), environment)
+
+
+def test_parts_that_come_later_are_named_not_ignored(environment: Environment) -> None:
+    with pytest.raises(NotAvailableYet, match=r"run.labeller.teacher: not available yet"):
+        check(digits(labeller__teacher={"model": "gpt-4o"}), environment)
