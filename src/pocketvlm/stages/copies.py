@@ -84,19 +84,17 @@ def group_copies(
     Labels contradict only between direct copies: a chain of small steps may well end in another class.
     """
     count = len(hashes_N)
-    groups = _Union(count)
-    contradicts_N = np.full(count, count)
+    roots_N, contradicts_N = np.arange(count), np.full(count, count)
     looks_ND, coarse_ND = looks_NSSC.reshape(count, -1), _coarse(looks_NSSC)
     for pairs_K2 in _candidates(hashes_N, looks_ND.mean(axis=1)):
         # Coarse looks first: their differences are at most those of the looks, and there are 16 times fewer of them.
         near_J2 = pairs_K2[_same_shape(sizes_N2[pairs_K2]) & _alike(pairs_K2, coarse_ND, slack=1)]
         copies_J2 = near_J2[_alike(near_J2, looks_ND, slack=0)]
         agree_J = labels_N[copies_J2[:, 0]] == labels_N[copies_J2[:, 1]]
-        for left, right in copies_J2[agree_J].tolist():
-            groups.join(left, right)
+        _join(roots_N, copies_J2[agree_J])
         for one, other in (0, 1), (1, 0):
             np.minimum.at(contradicts_N, copies_J2[~agree_J, one], copies_J2[~agree_J, other])
-    return Copies(groups.groups(), {int(i): int(contradicts_N[i]) for i in np.flatnonzero(contradicts_N < count)})
+    return Copies(_groups(roots_N), {int(i): int(contradicts_N[i]) for i in np.flatnonzero(contradicts_N < count)})
 
 
 def _coarse(looks_NSSC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -165,24 +163,24 @@ def _alike(pairs_K2: npt.NDArray[np.int64], looks_ND: npt.NDArray[np.uint8], sla
     return alike_K
 
 
-class _Union:
-    """Union-find; the smallest index of a group is its root."""
+def _join(roots_N: npt.NDArray[np.int64], pairs_K2: npt.NDArray[np.int64]) -> None:
+    """Joins the groups of each pair, in place. `roots_N` gives the smallest index of each image's group.
 
-    def __init__(self, count: int) -> None:
-        self._parents = list(range(count))
+    In whole arrays, since a set of N equal images has N squared / 2 pairs.
+    """
+    while True:
+        ends_K2 = np.sort(roots_N[pairs_K2], axis=1)
+        apart_K = ends_K2[:, 0] != ends_K2[:, 1]
+        if not apart_K.any():
+            return
+        pairs_K2, ends_K2 = pairs_K2[apart_K], ends_K2[apart_K]
+        np.minimum.at(roots_N, ends_K2[:, 1], ends_K2[:, 0])
+        while (roots_N != roots_N[roots_N]).any():
+            roots_N[:] = roots_N[roots_N]
 
-    def _root(self, index: int) -> int:
-        while self._parents[index] != index:
-            self._parents[index] = self._parents[self._parents[index]]
-            index = self._parents[index]
-        return index
 
-    def join(self, left: int, right: int) -> None:
-        low, high = sorted((self._root(left), self._root(right)))
-        self._parents[high] = low
-
-    def groups(self) -> list[list[int]]:
-        members: dict[int, list[int]] = {}
-        for index in range(len(self._parents)):
-            members.setdefault(self._root(index), []).append(index)
-        return [members[root] for root in sorted(members)]
+def _groups(roots_N: npt.NDArray[np.int64]) -> list[list[int]]:
+    members: dict[int, list[int]] = {}
+    for index, root in enumerate(roots_N.tolist()):
+        members.setdefault(root, []).append(index)
+    return [members[root] for root in sorted(members)]
