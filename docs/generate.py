@@ -107,7 +107,7 @@ def _limits(metadata: typing.Iterable[Any]) -> list[str]:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
+    value = field.get_default(call_default_factory=True)
     assert value is not PydanticUndefined
     return "see below" if isinstance(value, BaseModel) else f"`{json.dumps(value)}`"
 
