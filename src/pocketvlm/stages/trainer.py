@@ -1,0 +1,37 @@
+"""The trainer: dataset -> what each phase learnt, as artifacts/checkpoint_layout.py describes it.
+
+The work is in stages/training/, which needs torch; this file does not, so that a finished training is found in no time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.run_file import Recipe
+from pocketvlm.stages.stage import Made, Work
+from pocketvlm.student import base
+
+KIND = "checkpoints"
+INPUTS = ("labeller",)
+WITHOUT_EFFECT = {"trackers", "checkpoint_every_steps"}
+"""Settings that change no weight."""
+
+
+def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Everything that shapes the weights: training, the base, the tile budget, the question and the answers."""
+    return {
+        "trainer": recipe.trainer.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+        "student": base.identity(recipe.student, folder),
+        "longest_edge_px": recipe.device.longest_edge_px,
+        "question": recipe.task.question,
+        "answer": recipe.task.answer,
+        "classes": list(recipe.task.classes),
+    }
+
+
+def make(work: Work) -> Made:
+    """Trains all phases. Raises UserError, DataError, and Interrupted after saving."""
+    from pocketvlm.stages.training.run import train
+
+    return train(work)

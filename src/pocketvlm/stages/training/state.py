@@ -1,0 +1,87 @@
+"""What a training needs to go on: written beside the HF Trainer's own files, kept in the store by `Partial`.
+
+```text
+state.json            `State`: phase, curve so far, losses not yet in it, best validation, finished phases
+trained.safetensors   what learns, fp32                                                 (ours)
+optimizer.pt scheduler.pt rng_state.pth trainer_state.json                              (the HF Trainer's)
+best.safetensors      what learns at the best validation, unless that is now            (ours)
+phases/               finished phases, as in artifacts/checkpoint_layout.py             (ours)
+```
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pocketvlm.artifacts.checkpoint_layout import CurvePoint, PhaseRecord, Validation
+from pocketvlm.artifacts.manifest import canonical_json
+from pocketvlm.artifacts.partial import Partial
+from pocketvlm.stages.training.learner import Precision
+
+STATE, TRAINED, BEST, PHASES = "state.json", "trained.safetensors", "best.safetensors", "phases"
+
+
+class State(BaseModel):
+    """`state.json`; also what the running process counts in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    precision: Precision
+    """Stays what the first attempt chose, wherever a later one runs."""
+    phase: int = 0
+    """Index of the running phase."""
+    step: int = 0
+    """Optimiser steps of the running phase."""
+    pending: list[float] = Field(default_factory=list)
+    """Losses of the steps since the last point of the curve."""
+    best: Validation | None = None
+    """Of the running phase."""
+    finished: list[PhaseRecord] = Field(default_factory=list)
+    curve: list[CurvePoint] = Field(default_factory=list)
+    log: list[dict[str, Any]] = Field(default_factory=list)
+    """Times, rates and memory at the points of the curve."""
+    seconds: float = 0.0
+    """Spent in the loop, by all attempts."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A checkpoint on this machine."""
+
+    state: State
+    folder: Path
+
+
+def load(partial: Partial, to: Path) -> Resume | None:
+    """The newest whole checkpoint of any attempt, or None."""
+    if partial.latest(to) is None:
+        return None
+    return Resume(State.model_validate_json((to / STATE).read_bytes()), to)
+
+
+def complete(folder: Path, state: State, best: Path, output: Path) -> None:
+    """Adds our files to what the HF Trainer wrote into `folder`."""
+    (folder / STATE).write_bytes(canonical_json(state.model_dump(mode="json")))
+    if state.best is not None and state.best.step != state.step:
+        _link(str(best), str(folder / BEST))
+    if state.finished:
+        shutil.copytree(output / PHASES, folder / PHASES, copy_function=_link)
+
+
+def restore(resume: Resume, best: Path, output: Path) -> None:
+    """Puts the best weights and the finished phases of a checkpoint where this attempt keeps its own."""
+    if (resume.folder / PHASES).exists():
+        shutil.copytree(resume.folder / PHASES, output / PHASES)
+    saved = resume.state.best
+    if saved is not None:
+        shutil.copyfile(resume.folder / (TRAINED if saved.step == resume.state.step else BEST), best)
+
+
+def _link(source: str, target: str) -> None:
+    Path(target).hardlink_to(source)

@@ -1,0 +1,175 @@
+"""What a phase of training learns: which tensors, LoRA adapters on them, and laying the result over a base.
+
+The layout on disk is that of artifacts/checkpoint_layout.py. Trainer and merger both use this file, so that what was
+trained is what is merged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pocketvlm.artifacts.checkpoint_layout import ADAPTER, ADAPTER_CONFIG, ADAPTER_PREFIX, WEIGHTS, PhaseRecord
+from pocketvlm.errors import DataError, UserError
+from pocketvlm.run_file import Part, Phase
+from pocketvlm.student.families import Family
+
+_ADAPTER_NAME = "default"
+"""peft's own name for the only adapter; it is part of the names in memory and not of those on disk."""
+HEAD = "lm_head"
+
+
+def linear_layers(model: Any, family: Family, part: Part) -> list[str]:
+    """Paths of all linear layers of a part, in the model's order."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and family.part_of(f"{path}.weight") == part
+    ]
+
+
+def resolve_targets(model: Any, family: Family, phase: Phase) -> list[str]:
+    """Paths of the linear layers that a LoRA phase puts adapters on.
+
+    Without `targets` for a part: all of its linear layers but the output head, as the QLoRA paper found best. A target
+    is the end of a path: `q_proj`, `mlp.fc1`. Raises UserError for a target that names no linear layer of its part.
+    """
+    found: list[str] = []
+    for part in phase.train:
+        layers = linear_layers(model, family, part)
+        if part not in phase.targets:
+            found += [path for path in layers if path != HEAD]
+            continue
+        for target in phase.targets[part]:
+            named = [path for path in layers if f".{path}".endswith(f".{target}")]
+            if not named:
+                there = ", ".join(sorted({path.rpartition(".")[2] for path in layers}))
+                raise UserError(f"run.trainer.phases: targets.{part}: the {part} part has no linear layer {target!r}; "
+                                f"it has {there}")  # fmt: skip
+            found += [path for path in named if path not in found]
+    if HEAD in found and model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+        raise UserError(f"run.trainer.phases: targets.text: {HEAD} shares its weights with the embeddings of this student, "
+                        "so an adapter cannot be merged; remove it")  # fmt: skip
+    return found
+
+
+def inject(model: Any, targets: list[str], *, rank: int, alpha: float, dropout: float, seed: int = 0) -> None:
+    """Puts LoRA layers (peft) in the place of the targets; only A and B learn. B is zero, so nothing has changed yet.
+
+    Module paths stay, so forward.py works as before. A is drawn from `seed`.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model, adapter_name=_ADAPTER_NAME)
+
+
+def train_parts(model: Any, family: Family, parts: list[Part]) -> None:
+    """Full training: every tensor of the parts learns, no other."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(family.part_of(name) in parts)
+
+
+def trained_tensors(model: Any) -> dict[str, nn.Parameter]:
+    """What learns, by its name in memory; shared tensors once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_trained(model: Any, path: Path) -> None:
+    """Writes what learns, fp32, under its names in memory."""
+    save_file({name: tensor.detach().float().cpu().contiguous() for name, tensor in trained_tensors(model).items()}, path)
+
+
+@torch.no_grad()
+def load_trained(model: Any, path: Path) -> None:
+    """Reads what `save_trained` wrote into a model of which the same learns. Raises DataError otherwise."""
+    tensors = load_file(path)
+    wanted = trained_tensors(model)
+    if tensors.keys() != wanted.keys():
+        odd = sorted(tensors.keys() ^ wanted.keys())
+        raise DataError(f"{path}: does not fit this phase, for example {odd[0]}; delete the partial work and run again")
+    for name, parameter in wanted.items():
+        parameter.copy_(tensors[name])
+
+
+def write_phase(folder: Path, record: PhaseRecord, trained: Path) -> None:
+    """Writes a phase's files into its folder of the artifact in `folder`, from what `save_trained` wrote."""
+    to = folder / record.folder
+    to.mkdir(parents=True)
+    tensors = load_file(trained)
+    if record.method == "full":
+        save_file(tensors, to / WEIGHTS, metadata={"format": "pt"})
+        return
+    named = {ADAPTER_PREFIX + name.replace(f".{_ADAPTER_NAME}.", "."): tensor for name, tensor in tensors.items()}
+    save_file(named, to / ADAPTER, metadata={"format": "pt"})
+    (to / ADAPTER_CONFIG).write_text(json.dumps(_peft_config(record), indent=2, sort_keys=True) + "\n")
+
+
+def apply_phase(model: Any, folder: Path, phase: PhaseRecord, *, merge: bool) -> None:
+    """Lays a phase of the artifact in `folder` over a model that has all phases before it.
+
+    Full: the trained tensors are put in place. LoRA: merged into the targets' weights, computed in fp32 and rounded
+    once to the model's dtype; or, with merge=False, kept as adapters beside them (only sensible for the last phase).
+    Raises DataError if the phase does not fit the model.
+    """
+    where = folder / phase.folder
+    if phase.method == "full":
+        _put(dict(model.named_parameters()), load_file(where / WEIGHTS), where)
+    elif merge:
+        _merge(model, phase, where)
+    else:
+        assert phase.rank and phase.alpha, "a LoRA phase has both"
+        inject(model, phase.targets, rank=phase.rank, alpha=phase.alpha, dropout=0.0)
+        tensors = {_name_in_memory(name): tensor for name, tensor in load_file(where / ADAPTER).items()}
+        _put(trained_tensors(model), tensors, where)
+        model.eval()
+
+
+@torch.no_grad()
+def _put(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], where: Path) -> None:
+    for name, tensor in tensors.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise DataError(f"{where}: holds {name} {tuple(tensor.shape)}, which this base has not; use the base that "
+                            "it was trained from")  # fmt: skip
+        parameters[name].copy_(tensor)
+
+
+@torch.no_grad()
+def _merge(model: Any, phase: PhaseRecord, where: Path) -> None:
+    assert phase.rank and phase.alpha, "a LoRA phase has both"
+    modules = dict(model.named_modules())
+    with safe_open(where / ADAPTER, framework="pt") as tensors:
+        for path in phase.targets:
+            a_RI = tensors.get_tensor(f"{ADAPTER_PREFIX}{path}.lora_A.weight")
+            b_OR = tensors.get_tensor(f"{ADAPTER_PREFIX}{path}.lora_B.weight")
+            weight_OI = modules[path].weight if path in modules else None
+            if weight_OI is None or weight_OI.shape != (b_OR.shape[0], a_RI.shape[1]):
+                raise DataError(f"{where}: has an adapter for {path}, which this base has not; use the base that it was "
+                                "trained from")  # fmt: skip
+            update_OI = (b_OR.float() @ a_RI.float()) * (phase.alpha / phase.rank)
+            weight_OI.copy_(weight_OI.float() + update_OI.to(weight_OI.device))
+
+
+def _name_in_memory(name: str) -> str:
+    path, kind, weight = name.removeprefix(ADAPTER_PREFIX).rsplit(".", 2)
+    return f"{path}.{kind}.{_ADAPTER_NAME}.{weight}"
+
+
+def _peft_config(record: PhaseRecord) -> dict[str, Any]:
+    """peft's config of a LoRA phase, with nothing in it that differs between equal runs."""
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=record.rank, lora_alpha=record.alpha, target_modules=record.targets, bias="none", inference_mode=True
+    ).to_dict()
+    # peft keeps targets as a set, whose order changes from process to process.
+    return {**config, "target_modules": sorted(config["target_modules"])}
