@@ -1,0 +1,74 @@
+"""The gates: what a model must reach to be released, decided from the numbers alone.
+
+Some can be set in the run file (`evaluator.gates`); the others hold always, because a model that fails them was not
+measured on what it was trained for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pocketvlm.report.results import GateResult, Metrics, PairResult
+from pocketvlm.run_file import Gates
+
+BLIND_MARGIN = 0.15
+"""Above the share of the most frequent class: default of `max_blind_accuracy`."""
+
+
+def decide(metrics: Metrics, gates: Gates) -> list[GateResult]:
+    """Every gate with its numbers, passed or not."""
+    results = list(_of_all(metrics, gates))
+    for name in metrics.order:
+        results += _always(name, metrics.types[name])
+    for name in metrics.order:
+        if metrics.types[name].shipped:
+            results += _of_type(name, metrics.types[name], metrics, gates)
+    return results
+
+
+def _of_all(metrics: Metrics, gates: Gates) -> Iterator[GateResult]:
+    yield _at_most("max_parity_nats", metrics.parity.pair, metrics.parity.max_nats, gates.max_parity_nats)
+
+
+def _always(name: str, pair: PairResult) -> Iterator[GateResult]:
+    yield _at_least("prompt_ids_equal", name, float(pair.prompt_ids_equal), 1)
+    yield _at_most("prompt_tokens_wrong", name, pair.prompt_tokens_wrong, 0)
+    yield _at_most("answers_outside", name, pair.outside, 0)
+
+
+def _of_type(name: str, pair: PairResult, metrics: Metrics, gates: Gates) -> Iterator[GateResult]:
+    yield _at_least("min_accuracy", name, pair.accuracy, gates.min_accuracy)
+    if gates.max_drop is not None:
+        yield _at_most("max_drop", name, metrics.transformers.accuracy - pair.accuracy, gates.max_drop)
+    if gates.min_agreement is not None:
+        yield _at_least("min_agreement", name, pair.agreement, gates.min_agreement)
+    blind = gates.max_blind_accuracy if gates.max_blind_accuracy is not None else min(1.0, metrics.majority + BLIND_MARGIN)
+    assert pair.blind is not None, "the blind control is run on every shipped pair"
+    yield _at_most("max_blind_accuracy", name, pair.blind.accuracy, blind)
+    if gates.max_expected_calibration_error is not None:
+        yield _at_most(
+            "max_expected_calibration_error", name, pair.calibration_error_scaled, gates.max_expected_calibration_error
+        )
+
+
+def _at_least(name: str, kind: str, measured: float, limit: float) -> GateResult:
+    return GateResult(name=name, type=kind, measured=measured, limit=limit, rule="at least", passed=measured >= limit)
+
+
+def _at_most(name: str, kind: str, measured: float, limit: float) -> GateResult:
+    # A difference of two shares carries rounding of 1e-16; a limit of 0.02 means 0.02.
+    return GateResult(name=name, type=kind, measured=measured, limit=limit, rule="at most", passed=measured <= limit + 1e-9)
+
+
+def refusal(results: Sequence[GateResult]) -> str | None:
+    """What a person reads of the failed gates, each with both numbers; None if all passed."""
+    failed = [gate for gate in results if not gate.passed]
+    if not failed:
+        return None
+    lines = [f"{gate.name} of {gate.type}: measured {number(gate.measured)}, must be {gate.rule} {number(gate.limit)}" for gate in failed]
+    return f"{len(failed)} of {len(results)} gates refuse the model; nothing was released, latest.json stays:\n  " + "\n  ".join(lines)
+
+
+def number(value: float) -> str:
+    """Four digits behind the point; counts and 1.0 stay readable."""
+    return f"{value:.4f}" if value != int(value) else f"{value:.1f}"

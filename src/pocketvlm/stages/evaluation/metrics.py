@@ -1,0 +1,139 @@
+"""The numbers of the evaluation, from labels, answers and confidences alone. Pure: no files, no models.
+
+Shapes: N images, C classes. A label is a class index; an answer is a class index, or None outside the classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Z_95 = 1.959963984540054
+"""Standard normal quantile of 0.975: two-sided 95 %."""
+BINS = 15
+"""Equal-width bins of the calibration error, as in Guo et al. 2017 (arXiv 1706.04599)."""
+TEMPERATURES = (0.1, 10.0)
+"""Where a temperature is looked for."""
+
+
+def wilson(correct: int, images: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927): unlike the plain one it is right near 0 and 1. (0, 1) for no images."""
+    if not images:
+        return 0.0, 1.0
+    share, z2 = correct / images, Z_95**2
+    centre = (share + z2 / (2 * images)) / (1 + z2 / images)
+    half = Z_95 / (1 + z2 / images) * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def confusion(labels: Sequence[int], answers: Sequence[int | None], classes: int) -> list[list[int]]:
+    """counts[label][answer], C rows of C + 1 columns; the last column counts answers outside the classes."""
+    counts = [[0] * (classes + 1) for _ in range(classes)]
+    for label, answer in zip(labels, answers, strict=True):
+        counts[label][classes if answer is None else answer] += 1
+    return counts
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class against all others; what is undefined (a class never answered, or never there) is 0."""
+
+    support: int
+    precision: float
+    recall: float
+    f1: float
+
+
+def per_class(counts: Sequence[Sequence[int]]) -> list[ClassScore]:
+    """Scores of each class from a confusion matrix of `confusion`."""
+    scores = []
+    for k, row in enumerate(counts):
+        right, support, answered = row[k], sum(row), sum(other[k] for other in counts)
+        precision = right / answered if answered else 0.0
+        recall = right / support if support else 0.0
+        f1 = 2 * right / (support + answered) if support + answered else 0.0
+        scores.append(ClassScore(support, precision, recall, f1))
+    return scores
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose confidence lies in (low, high]: how sure they were, and how often right."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+def reliability(confidences: Sequence[float], correct: Sequence[bool]) -> list[Bin]:
+    """The bins that hold images, from low to high."""
+    values, right = np.asarray(confidences, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+    place = np.clip(np.ceil(values * BINS).astype(int) - 1, 0, BINS - 1)
+    bins = []
+    for k in range(BINS):
+        inside = place == k
+        if inside.any():
+            bins.append(Bin(k / BINS, (k + 1) / BINS, int(inside.sum()), float(values[inside].mean()), float(right[inside].mean())))
+    return bins
+
+
+def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool]) -> float:
+    """Mean distance between confidence and accuracy over the bins, weighted by their images; 0 for no images."""
+    bins = reliability(confidences, correct)
+    return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / max(1, len(confidences))
+
+
+Choices = Sequence[Sequence[float]]
+"""Of one answer: for each generated token the log-probabilities (nats) of all tokens allowed there, the chosen one first."""
+
+
+def confidence(choices: Choices, temperature: float = 1.0) -> float:
+    """Probability of the answer among those that the grammar allows: a softmax over the allowed tokens at each step.
+
+    The same definition as in student/scoring.py; the log-probabilities are divided by `temperature` first.
+    """
+    total = 0.0
+    for step in choices:
+        scaled = [value / temperature for value in step]
+        top = max(scaled)
+        total += scaled[0] - top - math.log(sum(math.exp(value - top) for value in scaled))
+    return math.exp(total)
+
+
+def fit_temperature(answers: Sequence[Choices], correct: Sequence[bool]) -> float:
+    """The temperature whose confidences best predict which answers are right (least log loss); 1 for no answers.
+
+    The targets are Platt's (1999), (n_right + 1) / (n_right + 2) and 1 / (n_wrong + 2), so that a validation split
+    without a single error does not ask for infinite confidence.
+    """
+    if not answers:
+        return 1.0
+    right = sum(correct)
+    wrong = len(correct) - right
+    targets = np.where(np.asarray(correct), (right + 1) / (right + 2), 1 / (wrong + 2))
+
+    def loss(log_temperature: float) -> float:
+        temperature = math.exp(log_temperature)
+        values = np.clip([confidence(choices, temperature) for choices in answers], 1e-12, 1 - 1e-12)
+        return float(-(targets * np.log(values) + (1 - targets) * np.log1p(-values)).mean())
+
+    grid = np.linspace(math.log(TEMPERATURES[0]), math.log(TEMPERATURES[1]), 47)
+    best = int(np.argmin([loss(float(point)) for point in grid]))
+    low, high = float(grid[max(0, best - 1)]), float(grid[min(len(grid) - 1, best + 1)])
+    golden = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-4:
+        left, right_ = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, right_) if loss(left) <= loss(right_) else (left, high)
+    return math.exp((low + high) / 2)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p that two answerers are equally often right, from the images that only one of them got right."""
+    images = only_first + only_second
+    tail = sum(math.comb(images, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / 2**images)
