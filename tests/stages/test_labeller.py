@@ -134,6 +134,7 @@ def test_hostile_files_are_quarantined_and_odd_ones_are_used(desk: Desk) -> None
         "strip.png": encoded(photo(112, 4000, 30)),
         "grey-alpha.png": encoded(photo(113).convert("LA")),
         "one-bit.png": encoded(photo(114).convert("1")),
+        "seventeen-megapixels.png": encoded(Image.new("L", (5000, 3400), 90)),
     }
     for name, data in [*((name, data) for name, (data, _) in refused.items()), *used.items()]:
         desk.put(f"water/{name}", data)
@@ -141,8 +142,8 @@ def test_hostile_files_are_quarantined_and_odd_ones_are_used(desk: Desk) -> None
     assert desk.quarantine(artifact) == {f"water/{name}": reason for name, (_, reason) in refused.items()}
     assert {f"water/{name}" for name in used} <= desk.rows(artifact).keys()
     assert artifact.facts["quarantine"] == dict(Counter(reason for _, reason in refused.values()))
-    assert artifact.facts["images_total"] == artifact.facts["images_used"] + len(refused) == 34
-    assert "quarantined 7 of 34" in desk.log.getvalue()
+    assert artifact.facts["images_total"] == artifact.facts["images_used"] + len(refused) == 35
+    assert "quarantined 7 of 35" in desk.log.getvalue()
 
 
 def test_facts_count_splits_and_classes(desk: Desk) -> None:

@@ -118,11 +118,11 @@ def _rgb(image: Image.Image, *, transparent: bool) -> Image.Image:
     if transparent:
         # On black, since the canvas' border is black: an object that was cut out then has one background, not two.
         # What lies under transparent pixels is arbitrary, often left over, and never seen by a person.
-        layer = image.convert("RGBA")
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
         background = Image.new("RGB", layer.size, (0, 0, 0))
         background.paste(layer, mask=layer.getchannel("A"))
         return background
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # a large copy is spared
 
 
 def _unidentified(data: bytes) -> Problem:

@@ -94,18 +94,20 @@ def _gather(source: SourceReader, spool: Spool, work: Work) -> tuple[dict[int, l
     quarantine: list[Quarantined] = []
     index_of: dict[str, int] = {}
 
-    def step(record: Record) -> tuple[str, Prepared | Problem]:
-        return record.source_id, prepare(record, work.recipe)
+    with ThreadPoolExecutor(1) as large:
 
-    for done, (source_id, item) in enumerate(_in_order(step, source, work.environment.thread_count()), start=1):
-        if isinstance(item, Problem):
-            quarantine.append(Quarantined(source_id, item.reason, item.detail))
-        elif item.sha256 in index_of:
-            repeats.setdefault(index_of[item.sha256], []).append(item.record)
-        else:
-            index_of[item.sha256] = len(spool)
-            spool.add(item)
-        work.progress.step(done, len(source), "images", quarantined=len(quarantine))
+        def step(record: Record) -> tuple[str, Prepared | Problem]:
+            return record.source_id, prepare(record, work.recipe, large)
+
+        for done, (source_id, item) in enumerate(_in_order(step, source, work.environment.thread_count()), start=1):
+            if isinstance(item, Problem):
+                quarantine.append(Quarantined(source_id, item.reason, item.detail))
+            elif item.sha256 in index_of:
+                repeats.setdefault(index_of[item.sha256], []).append(item.record)
+            else:
+                index_of[item.sha256] = len(spool)
+                spool.add(item)
+            work.progress.step(done, len(source), "images", quarantined=len(quarantine))
     return repeats, quarantine
 
 
