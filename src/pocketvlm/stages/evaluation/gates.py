@@ -65,8 +65,10 @@ def refusal(results: Sequence[GateResult]) -> str | None:
     failed = [gate for gate in results if not gate.passed]
     if not failed:
         return None
-    lines = [f"{gate.name} of {gate.type}: measured {number(gate.measured)}, must be {gate.rule} {number(gate.limit)}" for gate in failed]
-    return f"{len(failed)} of {len(results)} gates refuse the model; nothing was released, latest.json stays:\n  " + "\n  ".join(lines)
+    lines = [f"{len(failed)} of {len(results)} gates refuse the model; nothing was released, latest.json stays:"]
+    for gate in failed:
+        lines.append(f"  {gate.name} of {gate.type}: measured {number(gate.measured)}, must be {gate.rule} {number(gate.limit)}")
+    return "\n".join(lines)
 
 
 def number(value: float) -> str:

@@ -75,8 +75,9 @@ class Pair:
         self._question = question
         self._all_tokens = max(vocabulary.values()) + 1
         self._server = LlamaServer(
-            toolchain, text, mmproj, media_marker=MEDIA, threads=pair_threads(text, mmproj, threads), context_tokens=context_tokens
-        )
+            toolchain, text, mmproj, media_marker=MEDIA, context_tokens=context_tokens,
+            threads=pair_threads(text, mmproj, threads),
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
         """Raises ToolError when the server does not start."""
@@ -94,7 +95,8 @@ class Pair:
         """The greedy answer to an image (PNG or JPEG bytes). Raises ToolError."""
         done = self._complete(image, self._question.max_new_tokens, min(TOP, self._all_tokens))
         index = class_index(done.text, self._question.classes)
-        return Reply(index, done.text, list(read_choices(done.steps, self._allowed)), done.prompt_tokens, done.prompt_ms, done.answer_ms)
+        choices = list(read_choices(done.steps, self._allowed))
+        return Reply(index, done.text, choices, done.prompt_tokens, done.prompt_ms, done.answer_ms)
 
     def first_step(self, image: bytes) -> dict[int, float]:
         """Token id -> log-probability (nats, whole vocabulary) of each token allowed where the answer is first chosen."""

@@ -78,7 +78,8 @@ def reliability(confidences: Sequence[float], correct: Sequence[bool]) -> list[B
     for k in range(BINS):
         inside = place == k
         if inside.any():
-            bins.append(Bin(k / BINS, (k + 1) / BINS, int(inside.sum()), float(values[inside].mean()), float(right[inside].mean())))
+            sure, often = float(values[inside].mean()), float(right[inside].mean())
+            bins.append(Bin(k / BINS, (k + 1) / BINS, int(inside.sum()), sure, often))
     return bins
 
 
@@ -136,4 +137,4 @@ def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p that two answerers are equally often right, from the images that only one of them got right."""
     images = only_first + only_second
     tail = sum(math.comb(images, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**images)
+    return min(1.0, 2.0 * (tail / (1 << images)))
