@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,9 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from pocketvlm.artifacts.folder import FolderStore
 from pocketvlm.artifacts.s3 import S3Store
 from pocketvlm.artifacts.store import Store
+
+# As the door does, before any test imports torch: see environment.calm_idle_threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 StoreFactory = Callable[..., Store]
 

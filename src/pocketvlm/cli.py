@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pocketvlm.environment import Environment, read_environment
+from pocketvlm.environment import Environment, calm_idle_threads, read_environment
 from pocketvlm.errors import PocketVLMError
 from pocketvlm.run_file import RunFile, read_run_file, refuse_not_available
 
@@ -17,8 +17,8 @@ exit codes: 0 done or already done; 2 the run file or the environment is wrong; 
 4 a gate refused the model; 75 interrupted after saving, run again; other: try again
 
 environment: POCKETVLM_STORE (a folder or s3://bucket/prefix), AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, HF_TOKEN (each also as NAME_FILE), POCKETVLM_SCRATCH, POCKETVLM_CACHE, POCKETVLM_THREADS,
-LLAMA_CPP_HOME
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, HF_TOKEN (each also as NAME_FILE), POCKETVLM_SCRATCH, POCKETVLM_CACHE,
+POCKETVLM_THREADS, LLAMA_CPP_HOME
 """
 
 
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     options = build_parser().parse_args(arguments)
     try:
+        calm_idle_threads()
         environment = read_environment()
         if options.store:
             environment = environment.model_copy(update={"store": options.store})
@@ -96,11 +97,9 @@ def _command(options: argparse.Namespace, environment: Environment) -> int:
 
 def _run(path: Path, run_file: RunFile, environment: Environment) -> int:
     from pocketvlm.local import run
-    from pocketvlm.plan import check
     from pocketvlm.report.files import summary, write_report
 
-    check(run_file, environment)
-    artifacts = run(path, run_file, environment, environment.store)
+    artifacts = run(path, run_file, environment)
     print(summary(run_file, artifacts["evaluator"], artifacts["quantiser"]))
     print(f"report: {write_report(run_file, environment, None)}")
     return 0

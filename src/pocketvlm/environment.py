@@ -45,6 +45,16 @@ class Environment(BaseSettings):
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+def calm_idle_threads() -> None:
+    """Lets idle threads of torch sleep instead of spin; to be called before torch is imported.
+
+    On a machine whose cores are shared, as a pod's are, spinning threads take the time that the working one waits for:
+    on two cores at a load of six, a training step of the tiny student took 3 s with two spinning threads, 0.3 s with
+    two sleeping ones.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def read_environment() -> Environment:
     """Reads the environment once. Raises UserError naming the variable, or the file behind `NAME_FILE`."""
     values: dict[str, Any] = {}

@@ -31,7 +31,7 @@ class StageFailed(PocketVLMError):
         self.exit_code = code if code > 0 else 1
 
 
-def run(path: Path, run_file: RunFile, environment: Environment, store_url: str) -> dict[str, Artifact]:
+def run(path: Path, run_file: RunFile, environment: Environment) -> dict[str, Artifact]:
     """Runs every stage of the run file; returns their artifacts by stage. Raises StageFailed and what stages raise."""
     store = open_store(environment)
     progress = Progress("run")
@@ -43,14 +43,23 @@ def run(path: Path, run_file: RunFile, environment: Environment, store_url: str)
         ids = {other: artifacts[other].id for other in load_stage(stage).INPUTS}
         kind, own_id = load_stage(stage).KIND, stage_id(stage, run_file, ids)
         if find(store, kind, own_id) is None:
+            if not made:
+                _check(run_file, environment)
             made += 1
-            _in_process(stage, path, store_url)
+            _in_process(stage, path, environment.store)
         else:
             run_stage(stage, run_file, store, environment, Progress(stage))
         artifacts[stage] = _finished(store, kind, own_id, run_file, stage)
     progress.line(f"{run_id(run_file.run)}: {made} stages made, {len(STAGES) - made} already done, "
                   f"{duration(time.monotonic() - clock)}")  # fmt: skip
     return artifacts
+
+
+def _check(run_file: RunFile, environment: Environment) -> None:
+    """Refuses what cannot work. Imported late: it reads the base's tokenizer, which takes seconds."""
+    from pocketvlm.plan import check
+
+    check(run_file, environment)
 
 
 def _finished(store: Store, kind: str, own_id: str, run_file: RunFile, stage: str) -> Artifact:

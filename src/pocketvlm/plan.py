@@ -47,6 +47,7 @@ def check(run_file: RunFile, environment: Environment) -> StudentFacts:
     """Refuses what cannot work. Raises NotAvailableYet, RunFileError and UserError; returns what it learnt."""
     recipe = run_file.run
     refuse_not_available(recipe)
+    open_source(recipe.labeller.source, run_file.folder, list(recipe.task.classes))
     with tempfile.TemporaryDirectory() as scratch:
         facts = _student_facts(recipe, run_file.folder, Path(scratch), environment)
     if problems := list(_problems(recipe, facts)):
@@ -79,9 +80,9 @@ def plan(run_file: RunFile, environment: Environment) -> str:
 
 def _student_facts(recipe: Recipe, folder: Path, scratch: Path, environment: Environment) -> StudentFacts:
     base.identity(recipe.student, folder)
-    checkpoint = base.fetch_base(recipe, folder, scratch, environment)
+    checkpoint = base.fetch_base(recipe, folder, scratch, environment, weights=False)
     geometry = read_geometry(checkpoint)
-    shapes, positions = base.read_shapes(checkpoint)
+    shapes, positions = base.read_shapes(recipe.student, checkpoint, environment)
     from pocketvlm.student.checkpoint import load_tokenizer
 
     encoder = PromptEncoder(

@@ -131,7 +131,7 @@ class RecordsSource(Block):
     images: str | None = None
     """Folder of the images; default: the folder of `path`."""
     label_column: str = "label"
-    """Name of the label's column (`element` in the seeds' files)."""
+    """Name of the label's column (for example `element`)."""
     licence: str | None = None
     """Licence of the images, kept with each of them."""
 
@@ -388,9 +388,11 @@ class RunFile(BaseModel):
 def read_run_file(path: Path) -> RunFile:
     """Reads and checks a run file. Raises RunFileError with one line for each problem: key path, what, what to do."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RunFileError(f"{path}: cannot be read ({error.strerror}); name an existing run file") from error
+    except UnicodeDecodeError as error:
+        raise RunFileError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -16,6 +16,7 @@ import yaml
 
 from pocketvlm.artifacts.artifact import Artifact, find
 from pocketvlm.artifacts.folder import FolderStore
+from pocketvlm.artifacts.manifest import KINDS
 from pocketvlm.artifacts.run_record import read_record, run_id
 from pocketvlm.environment import read_environment
 from pocketvlm.llamacpp.toolchain import find_toolchain
@@ -54,7 +55,7 @@ class Place:
 
     def manifests(self) -> dict[str, bytes]:
         """Every artifact's manifest: it lists the sha256 of every published file."""
-        keys = [stored.key for kind in ("datasets", "checkpoints", "models", "ggufs", "reports") for stored in self.store.list(kind)]
+        keys = [stored.key for kind in KINDS for stored in self.store.list(f"{kind}/")]
         return {key: self.store.read(key) for key in keys if key.endswith("manifest.json")}
 
     def metrics(self) -> dict[str, Any]:

@@ -39,7 +39,9 @@ def test_killed_in_every_stage_five_times_the_run_ends_with_the_same_bytes(small
 def _kill(there: Place, stage: str, after_s: float) -> int:
     """Starts a stage and kills it, and all that it started, after that long. 1 if it was still running."""
     command, environment = there.command("stage", stage, str(there.run_file))
-    process = subprocess.Popen(command, env=environment, cwd=there.folder, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, cwd=there.folder, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     time.sleep(after_s)
     running = process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)

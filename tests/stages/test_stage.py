@@ -15,11 +15,13 @@ from pocketvlm.progress import Progress
 from pocketvlm.run_file import RunFile, check_run_file
 from pocketvlm.stages.stage import run_stage
 
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
 
 def run_file(folder: Path, **labeller: Any) -> RunFile:
     return check_run_file({"run": {
         "name": "skeleton", "student": {"model": "tiny"}, "device": {"canvas_px": 32, "longest_edge_px": 32},
-        "task": {"question": "Which?", "classes": dict.fromkeys(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"], "")},
+        "task": {"question": "Which?", "classes": dict.fromkeys(DIGITS, "")},
         "labeller": {"source": {"kind": "digits", "limit": 120}, **labeller}, "trainer": {"phases": [{}]},
     }}, folder / "run.yaml")  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""Which artifact each stage of a run made or found, when, after how many attempts. For people: nothing reads it to act.
+"""Which artifact each stage of a run made or found, when, after how many attempts.
+
+The next stage finds its inputs here, by the id of the run; what it then reads is checked against the manifest.
 
 Layout: `runs/<run>/run.yaml` and `runs/<run>/<stage>.json`, overwritten by each attempt.
 """

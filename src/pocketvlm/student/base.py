@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from pocketvlm.run_file import Recipe, Student
 TINY = "tiny"
 TINY_FORMAT = 1
 """Raise it when tiny.py makes other bytes of the same seed."""
-CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+WEIGHT_FILES = "*.safetensors"
+CHECKPOINT_FILES = (WEIGHT_FILES, "*.json", "*.jinja", "*.txt", "*.model")
 """What is read of a checkpoint: no pickles, no code."""
 
 
@@ -44,7 +47,7 @@ def identity(student: Student, folder: Path) -> dict[str, Any]:
 def local_folder(student: Student, folder: Path) -> Path:
     """The folder that `student.model` names. Raises UserError when it holds no checkpoint."""
     path = (folder / Path(student.model).expanduser()).resolve()
-    if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
+    if not (path / "config.json").is_file() or not list(path.glob(WEIGHT_FILES)):
         raise UserError(
             f"run.student.model: {student.model} is neither `tiny`, a Hub id (owner/name), nor a folder with config.json "
             "and *.safetensors; correct it"
@@ -57,21 +60,13 @@ def checkpoint_files(path: Path) -> list[Path]:
     return sorted({file for pattern in CHECKPOINT_FILES for file in path.glob(pattern)})
 
 
-def read_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Shapes of a checkpoint's tensors by name, from the headers of its files, and its text model's positions."""
-    from safetensors import safe_open
+def fetch_base(
+    recipe: Recipe, folder: Path, scratch: Path, environment: Environment, *, weights: bool = True
+) -> Path:
+    """A folder with the base checkpoint; built or downloaded into `scratch` where needed.
 
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                shapes[name] = tuple(tensors.get_slice(name).get_shape())
-    config = json.loads((path / "config.json").read_text())
-    return shapes, int(config["text_config"].get("max_position_embeddings", 8192))
-
-
-def fetch_base(recipe: Recipe, folder: Path, scratch: Path, environment: Environment) -> Path:
-    """A folder with the base checkpoint; built or downloaded into `scratch` where needed."""
+    weights=False leaves those of a Hub id where they are. Raises UserError when the Hub does not give it.
+    """
     student = recipe.student
     if student.model == TINY:
         from pocketvlm.student import tiny
@@ -80,16 +75,51 @@ def fetch_base(recipe: Recipe, folder: Path, scratch: Path, environment: Environ
     if not is_hub_id(student.model, folder):
         return local_folder(student, folder)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    token = environment.hub_token.get_secret_value() if environment.hub_token else None
-    try:
+    patterns = [pattern for pattern in CHECKPOINT_FILES if weights or pattern != WEIGHT_FILES]
+    with _hub_errors(student):
         path = snapshot_download(
-            student.model, revision=student.revision, allow_patterns=list(CHECKPOINT_FILES), token=token
+            student.model, revision=student.revision, allow_patterns=patterns, token=_token(environment)
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    return Path(path)
+
+
+def read_shapes(student: Student, path: Path, environment: Environment) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Shapes of a checkpoint's tensors by name, and its text model's positions; of weights, only headers are read.
+
+    `path` is what `fetch_base` returned, with or without weights. Raises UserError when the Hub does not give them.
+    """
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    files = sorted(path.glob(WEIGHT_FILES))
+    if not files:
+        from huggingface_hub import get_safetensors_metadata
+
+        with _hub_errors(student):
+            remote = get_safetensors_metadata(student.model, revision=student.revision, token=_token(environment))
+        for header in remote.files_metadata.values():
+            shapes |= {name: tuple(info.shape) for name, info in header.tensors.items()}
+    for file in files:
+        with safe_open(file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    config = json.loads((path / "config.json").read_text())
+    return shapes, int(config["text_config"].get("max_position_embeddings", 8192))
+
+
+def _token(environment: Environment) -> str | None:
+    return environment.hub_token.get_secret_value() if environment.hub_token else None
+
+
+@contextmanager
+def _hub_errors(student: Student) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError
+
+    try:
+        yield
+    except (HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError, OSError) as error:
         raise UserError(
             f"run.student.model: {student.model} at {student.revision} cannot be fetched ({type(error).__name__}: {error}); "
             "check the name, the revision, HF_TOKEN and the network, or name a local folder"
         ) from error
-    return Path(path)
