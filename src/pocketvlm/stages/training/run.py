@@ -119,10 +119,12 @@ def _phase(run: Run, now: state.State, resume: state.Resume | None) -> state.Sta
     if resume:
         state.restore(resume, best, work.folder)
     student, targets = _open_student(run, phase, now.finished, _seed(run, plan.index))
-    learner = Learner(student, run.encoder.image_id, run.precision).to(run.device)
-    train, validation = _features(run, student, phase, now)
-    trainer = _trainer(run, learner, train, validation, now, best)
-    trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
+    # A checkpoint after the last step leaves nothing to do; the HF Trainer would go on to the end of the epoch.
+    if now.step < plan.steps:
+        learner = Learner(student, run.encoder.image_id, run.precision).to(run.device)
+        train, validation = _features(run, student, phase, now)
+        trainer = _trainer(run, learner, train, validation, now, best)
+        trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
     if run.stop.asked:
         raise Interrupted(f"saved at step {plan.steps_before + now.step} of {plan.steps_of_all}; "
                           "run the same command again to go on")  # fmt: skip

@@ -1,0 +1,153 @@
+"""A training that is killed anywhere and started again ends with the bytes of one that nobody disturbed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from pocketvlm.artifacts.partial import Partial
+from pocketvlm.errors import Interrupted
+from pocketvlm.progress import Progress
+
+# Two phases, micro-batches, LoRA dropout and a vision part that learns: whatever could lose its place. 40 images:
+# 5 steps an epoch, the last one smaller (passes 3 3 3 3 2); 8 steps in the first phase, 10 in the second.
+TRAINER: dict[str, Any] = {
+    "phases": [
+        {"method": "full", "train": ["connector", "text"], "epochs": 1.5, "learning_rate": 1e-3, "warmup_steps": 2},
+        {"method": "lora", "train": ["vision", "text"], "epochs": 2, "learning_rate": 1e-3, "rank": 4, "dropout": 0.3,
+         "schedule": "cosine", "weight_decay": 0.1},
+    ],
+    "batch_size": 9,
+    "micro_batch_size": 3,
+    "checkpoint_every_steps": 2,
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """What no code of ours catches."""
+
+
+class AtStep(Progress):
+    """Does something when the training reports an optimiser step, counted over all phases."""
+
+    def __init__(self, step: int, deed: Callable[[], None]) -> None:
+        super().__init__()
+        self._step, self._deed = step, deed
+
+    def step(self, done: int, total: int, unit: str, **numbers: float | str) -> None:
+        super().step(done, total, unit, **numbers)
+        if unit == "steps" and done == self._step:
+            self._deed()
+
+
+def die() -> None:
+    raise Killed
+
+
+@contextmanager
+def dying_in_forward_pass(number: int) -> Iterator[None]:
+    """Dies inside a training pass over a micro-batch, counted from 1."""
+    passes = 0
+
+    def count(module: nn.Module, *_: object) -> None:
+        nonlocal passes
+        if type(module).__name__ == "Learner" and module.training:
+            passes += 1
+            if passes == number:
+                raise Killed
+
+    handle = register_module_forward_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(new_bench: Callable[[str], Any]) -> Any:
+    return new_bench("undisturbed").train(**TRAINER)
+
+
+def test_the_training_has_two_phases_and_published_them(undisturbed: Any) -> None:
+    assert [(phase.steps, phase.best.step > 0) for phase in undisturbed.training.phases] == [(8, True), (10, True)]
+    names = set(undisturbed.bytes[1])
+    assert names == {"training.json", "curve.jsonl", "phases/0/weights.safetensors", "phases/1/adapter_model.safetensors",
+                     "phases/1/adapter_config.json"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param((1, 5, 9, 17), id="before any checkpoint, at an epoch's end, first step of phase 2, late"),
+        pytest.param((3, 6, 13), id="mid-epoch, one step after a validation, before phase 2's first validation"),
+    ],
+)
+def test_training_killed_after_a_step_ends_with_the_same_bytes(
+    bench: Any, undisturbed: Any, steps: tuple[int, ...]
+) -> None:
+    for step in steps:
+        with pytest.raises(Killed):
+            bench.train(progress=AtStep(step, die), **TRAINER)
+    assert bench.train(**TRAINER).bytes == undisturbed.bytes
+
+
+def test_training_killed_between_micro_batches_ends_with_the_same_bytes(bench: Any, undisturbed: Any) -> None:
+    # Pass 11 is in step 4; from the checkpoint after step 2, pass 11 is in step 6; from the one at 5, pass 26 is in 14.
+    for number in (11, 11, 26):
+        with dying_in_forward_pass(number), pytest.raises(Killed):
+            bench.train(**TRAINER)
+    assert bench.train(**TRAINER).bytes == undisturbed.bytes
+
+
+def test_sigterm_saves_at_the_next_step_and_says_so(bench: Any, undisturbed: Any) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="saved at step 12 of 18; run the same command again"):
+        bench.train(progress=AtStep(12, lambda: os.kill(os.getpid(), signal.SIGTERM)), **TRAINER)
+    assert signal.getsignal(signal.SIGTERM) is before
+    partial = Partial(bench.store("store"), "checkpoints", undisturbed.artifact.id)
+    assert partial.latest(bench.folder / "latest") == 12
+    assert bench.train(**TRAINER).bytes == undisturbed.bytes
+    assert partial.latest(bench.folder / "latest") is None, "deleted once the artifact is published"
+
+
+def test_checkpoints_are_no_part_of_what_is_made(bench: Any, undisturbed: Any) -> None:
+    assert bench.train(**{**TRAINER, "checkpoint_every_steps": None}).bytes == undisturbed.bytes
+
+
+def test_sigkill_of_the_process_ends_with_the_same_bytes(bench: Any, undisturbed: Any) -> None:
+    path = bench.run_file(**TRAINER)
+    store = bench.store("store")
+    bench.label(path, store)
+    environment = {**os.environ, "POCKETVLM_THREADS": "1", "POCKETVLM_SCRATCH": str(bench.folder / "scratch")}
+    for wanted in (3, 12):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pocketvlm", "--store", store.url, "stage", "trainer", str(path)],
+            env=environment, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            wait_for_step(Path(store.url) / "partial", wanted, child)
+        finally:
+            child.kill()
+            child.wait()
+    assert bench.train(**TRAINER).bytes == undisturbed.bytes
+
+
+def wait_for_step(partial: Path, wanted: int, child: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(int(path.parent.name) >= wanted for path in partial.glob("*/*/*/*/step.json")):
+            return
+        assert child.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint came")
