@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,15 @@ def test_same_question_twice_gives_the_same_log_probabilities(toolchain: Toolcha
     with LlamaServer(toolchain, *pair, media_marker=MEDIA, threads=1) as server:
         first, second = (server.complete(PROMPT, png(), grammar=None, max_new_tokens=3, top=8) for _ in range(2))
     assert first.steps == second.steps
+
+
+def test_a_pause_between_two_questions_is_longer_than_the_server_keeps_a_connection(
+    toolchain: Toolchain, pair: tuple[Path, Path]
+) -> None:
+    with LlamaServer(toolchain, *pair, media_marker=MEDIA, threads=1) as server:
+        before = server.tokenize("water")
+        time.sleep(6)
+        assert server.tokenize("water") == before
 
 
 def test_a_server_that_cannot_start_says_why(toolchain: Toolchain, pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -171,6 +171,9 @@ class LlamaServer:
         except (OSError, http.client.HTTPException) as error:
             tail = "\n".join(self._lines)
             raise ToolError(f"llama-server went away during {path} ({error}); its last lines:\n{tail}") from error
+        finally:
+            # The server hangs up after 5 s without a question; a new connection costs 0.2 ms.
+            self._connection.close()
         if response.status != 200:
             raise ToolError(
                 f"llama-server refused {path} with {response.status}: {data[:500].decode(errors='replace')}"
