@@ -86,7 +86,7 @@ def _command(options: argparse.Namespace, environment: Environment) -> int:
     if options.command == "run":
         return _run(options.run_file, run_file, environment)
     if options.command == "stage":
-        from pocketvlm.artifacts.store import open_store
+        from pocketvlm.artifacts.open import open_store
         from pocketvlm.progress import Progress
         from pocketvlm.stages.stage import run_stage
 
@@ -118,8 +118,8 @@ def _report(options: argparse.Namespace, run_file: RunFile, environment: Environ
 
 
 def _pull(options: argparse.Namespace, environment: Environment) -> int:
+    from pocketvlm.artifacts.open import open_store
     from pocketvlm.artifacts.pull import pull
-    from pocketvlm.artifacts.store import open_store
 
     types = options.types.split(",") if options.types else None
     release = pull(open_store(environment, read_only=True), options.name, options.version, options.to, types)

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import FrameType
 
 from pocketvlm.artifacts.artifact import Artifact, find
+from pocketvlm.artifacts.open import open_store
 from pocketvlm.artifacts.run_record import read_record, run_id, write_recipe
-from pocketvlm.artifacts.store import Store, open_store
+from pocketvlm.artifacts.store import Store
 from pocketvlm.environment import Environment
 from pocketvlm.errors import Interrupted, PocketVLMError
 from pocketvlm.progress import Progress, duration

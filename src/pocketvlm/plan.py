@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketvlm.artifacts.artifact import Artifact, find
+from pocketvlm.artifacts.open import open_store
 from pocketvlm.artifacts.run_record import run_id
-from pocketvlm.artifacts.store import Store, open_store
+from pocketvlm.artifacts.store import Store
 from pocketvlm.environment import Environment
 from pocketvlm.errors import RunFileError
 from pocketvlm.llamacpp.sizes import estimate_mb, unfit

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pocketvlm.artifacts.folder import FolderStore
-from pocketvlm.artifacts.store import open_store
+from pocketvlm.artifacts.open import open_store
 from pocketvlm.environment import Environment
 from pocketvlm.errors import UserError
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from pocketvlm.artifacts.open import open_store
 from pocketvlm.artifacts.s3 import S3Store
-from pocketvlm.artifacts.store import open_store
 from pocketvlm.environment import Environment
 from pocketvlm.errors import BucketMissing, ConditionIgnored, CredentialsError, StoreUnavailable, UserError
 

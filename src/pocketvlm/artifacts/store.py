@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketvlm.environment import Environment
 from pocketvlm.errors import ConditionIgnored, Corrupt
 
 
@@ -121,32 +120,3 @@ def check_key(key: str) -> str:
     if "\\" in key or not key.isprintable():
         raise ValueError(f"{key!r} holds a backslash or a control character")
     return key
-
-
-def open_store(environment: Environment, *, read_only: bool = False) -> Store:
-    """The store that `POCKETVLM_STORE` names, probed once; `read_only` skips the probe, which has to write.
-
-    Raises UserError for a store that cannot be used, StoreUnavailable if it does not answer.
-    """
-    store = _adapter(environment)
-    if not read_only:
-        store.probe()
-    return store
-
-
-def _adapter(environment: Environment) -> Store:
-    # Imported here: boto3 takes 0.3 s, and a folder store does not need it.
-    if environment.store.startswith("s3://"):
-        from pocketvlm.artifacts.s3 import S3Store
-
-        return S3Store(
-            environment.store,
-            endpoint_url=environment.endpoint_url,
-            region=environment.region,
-            access_key_id=environment.access_key_id,
-            secret_access_key=environment.secret_access_key,
-            session_token=environment.session_token,
-        )
-    from pocketvlm.artifacts.folder import FolderStore
-
-    return FolderStore(Path(environment.store))

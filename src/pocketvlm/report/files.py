@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pocketvlm.artifacts.artifact import Artifact
+from pocketvlm.artifacts.open import open_store
 from pocketvlm.artifacts.run_record import run_id
-from pocketvlm.artifacts.store import KeyMissing, open_store
+from pocketvlm.artifacts.store import KeyMissing
 from pocketvlm.environment import Environment
 from pocketvlm.errors import UserError
 from pocketvlm.report.results import Metrics

@@ -22,9 +22,9 @@ from pocketvlm.run_file import Recipe
 from pocketvlm.sources.images import strict_pillow
 from pocketvlm.sources.open import open_source
 from pocketvlm.sources.record import Problem, Record, SourceReader
-from pocketvlm.stages.copies import group_copies
-from pocketvlm.stages.prepared import Prepared, Spool, prepare
-from pocketvlm.stages.split import assign_splits, order_key
+from pocketvlm.stages.labelling.copies import group_copies
+from pocketvlm.stages.labelling.prepared import Prepared, Spool, prepare
+from pocketvlm.stages.labelling.split import assign_splits, order_key
 from pocketvlm.stages.stage import Made, Work
 
 KIND = "datasets"

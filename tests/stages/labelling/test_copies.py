@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pocketvlm.sources.digits import _load
-from pocketvlm.stages.copies import Copies, group_copies, look
+from pocketvlm.stages.labelling.copies import Copies, group_copies, look
 
 
 def photo(seed: int, width: int = 320, height: int = 240) -> Image.Image:

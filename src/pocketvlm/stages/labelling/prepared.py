@@ -17,7 +17,7 @@ from PIL import Image
 from pocketvlm.run_file import Recipe
 from pocketvlm.sources.images import decode, measure
 from pocketvlm.sources.record import Problem, Record
-from pocketvlm.stages.copies import SIDE_PX, Look, look
+from pocketvlm.stages.labelling.copies import SIDE_PX, Look, look
 from pocketvlm.student.pixels import letterbox
 
 LARGE_PIXELS = 16_000_000

@@ -7,7 +7,7 @@ import pytest
 
 from pocketvlm.errors import DataError
 from pocketvlm.run_file import Split
-from pocketvlm.stages.split import assign_splits
+from pocketvlm.stages.labelling.split import assign_splits
 
 CLASSES = ["fire", "water"]
 
