@@ -29,11 +29,11 @@ class Bench:
     folder: Path
     labelled: Path
 
-    def run_file(self, **trainer: Any) -> Path:
-        """A run file with this trainer block; each has a store of its own, named after it."""
+    def run_file(self, *, student: str = "tiny", **trainer: Any) -> Path:
+        """A run file with this trainer block."""
         path = self.folder / "run.yaml"
         path.write_text(yaml.safe_dump({"run": {
-            "name": "training", "student": {"model": "tiny"}, "device": {"canvas_px": 32, "longest_edge_px": 32},
+            "name": "training", "student": {"model": student}, "device": {"canvas_px": 32, "longest_edge_px": 32},
             "task": {"question": "Which digit?", "classes": dict.fromkeys(DIGITS, "")},
             "labeller": {"source": {"kind": "digits", "limit": 60}}, "trainer": {"batch_size": 8, **trainer},
         }}))  # fmt: skip

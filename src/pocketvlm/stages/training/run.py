@@ -26,7 +26,7 @@ from pocketvlm.stages.training.plan import Plan, plan_phases
 from pocketvlm.stages.training.samples import Samples, read_samples
 from pocketvlm.stages.training.spool import Spool
 from pocketvlm.stages.training.stop import Stop
-from pocketvlm.stages.training.trackers import open_trackers
+from pocketvlm.stages.training.trackers import check_trackers, open_trackers, upload_events
 from pocketvlm.stages.training.validate import Validator
 from pocketvlm.stages.training.watch import Watch, memory_mb
 from pocketvlm.student import adapters, base
@@ -62,6 +62,7 @@ def train(work: Work) -> Made:
     """Trains; goes on from the newest checkpoint if there is one. Raises Interrupted after saving when a signal came."""
     clock = time.monotonic()
     settings = work.recipe.trainer
+    check_trackers(settings.trackers)
     device = choose_device()
     with Stop() as stop, _arithmetic(settings.deterministic, work.environment.thread_count(), device):
         resume = state.load(work.partial, work.scratch / "resume")
@@ -71,9 +72,12 @@ def train(work: Work) -> Made:
         now = resume.state if resume else state.State(precision=precision)
         if resume:
             work.progress.line(f"going on after step {now.step} of phase {now.phase + 1}")
-        while now.phase < len(settings.phases):
-            now = _phase(run, now, resume)
-            resume = None
+        try:
+            while now.phase < len(settings.phases):
+                now = _phase(run, now, resume)
+                resume = None
+        finally:
+            upload_events(work.recipe, work.scratch / "trackers", work.store)
     images = {"train": len(run.train), "validation": len(run.validation)}
     write_training(work.folder, Training(precision=precision, images=images, phases=now.finished))
     write_curve(work.folder, now.curve)
@@ -199,7 +203,7 @@ def _trainer(
     trainer = loop.PhaseTrainer(
         learner, arguments, Loader(run.train, train, batches),
         loop.parameter_groups(learner.student, run.geometry.family, phase),
-        [watch, *open_trackers(work.recipe, work.scratch / "trackers")],
+        [watch, *open_trackers(work.recipe, work.scratch / "trackers", plan.index)],
     )  # fmt: skip
     watch.trainer = trainer
     return trainer

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pocketvlm.artifacts.checkpoint_layout import CurvePoint, PhaseRecord, Validation
 from pocketvlm.artifacts.manifest import canonical_json
 from pocketvlm.artifacts.partial import Partial
+from pocketvlm.errors import UserError
 from pocketvlm.stages.training.learner import Precision
 
 STATE, TRAINED, BEST, PHASES = "state.json", "trained.safetensors", "best.safetensors", "phases"
@@ -59,10 +60,15 @@ class Resume:
 
 
 def load(partial: Partial, to: Path) -> Resume | None:
-    """The newest whole checkpoint of any attempt, or None."""
+    """The newest whole checkpoint of any attempt, or None. Raises UserError for one that another version wrote."""
     if partial.latest(to) is None:
         return None
-    return Resume(State.model_validate_json((to / STATE).read_bytes()), to)
+    try:
+        return Resume(State.model_validate_json((to / STATE).read_bytes()), to)
+    except ValidationError as error:
+        raise UserError("the training that was begun was begun by another version of pocketvlm, which has to finish it; "
+                        f"or delete partial/checkpoints/ from the store to start anew ({error.errors()[0]['msg']})"
+                        ) from error  # fmt: skip
 
 
 def complete(folder: Path, state: State, best: Path, output: Path) -> None:

@@ -1,4 +1,8 @@
-"""Experiment trackers, through the HF Trainer's own callbacks. Off unless the run file names one."""
+"""Experiment trackers, through the HF Trainer's own callbacks. Off unless the run file names one.
+
+TensorBoard's event files hold times and host names, so they are no part of the artifact: they go to
+`runs/<run>/tensorboard/` in the store, where `tensorboard --logdir` reads them.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,23 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from pocketvlm.artifacts.run_record import run_id
+from pocketvlm.artifacts.store import Store
 from pocketvlm.errors import UserError
 from pocketvlm.run_file import Recipe, Trackers
 
 
-def open_trackers(recipe: Recipe, folder: Path) -> list[Any]:
-    """Callbacks for the HF Trainer; TensorBoard's event files go into `folder`.
+def check_trackers(trackers: Trackers) -> None:
+    """Raises UserError for a tracker whose package is not installed."""
+    for name in ("tensorboard", "wandb", "mlflow"):
+        if getattr(trackers, name) and importlib.util.find_spec(name) is None:
+            raise UserError(f"run.trainer.trackers.{name}: needs the package {name}; `pip install {name}`, or remove the key")
 
-    Raises UserError for a tracker whose package is not installed.
-    """
+
+def open_trackers(recipe: Recipe, folder: Path, phase: int) -> list[Any]:
+    """Callbacks for the HF Trainer, for one phase; what they write goes below `folder`."""
     trackers = recipe.trainer.trackers
-    _check(trackers)
+    folder = folder / f"phase-{phase}"
     callbacks: list[Any] = []
     if trackers.tensorboard:
         from torch.utils.tensorboard import SummaryWriter
@@ -28,7 +38,7 @@ def open_trackers(recipe: Recipe, folder: Path) -> list[Any]:
     if trackers.wandb:
         from transformers.integrations import WandbCallback
 
-        importlib.import_module("wandb").init(project=trackers.wandb, name=recipe.name, dir=str(folder))
+        importlib.import_module("wandb").init(project=trackers.wandb, name=f"{recipe.name}-phase-{phase}", dir=str(folder))
         callbacks.append(WandbCallback())
     if trackers.mlflow:
         from transformers.integrations import MLflowCallback
@@ -38,7 +48,8 @@ def open_trackers(recipe: Recipe, folder: Path) -> list[Any]:
     return callbacks
 
 
-def _check(trackers: Trackers) -> None:
-    for name in ("tensorboard", "wandb", "mlflow"):
-        if getattr(trackers, name) and importlib.util.find_spec(name) is None:
-            raise UserError(f"run.trainer.trackers.{name}: needs the package {name}; `pip install {name}`, or remove the key")
+def upload_events(recipe: Recipe, folder: Path, store: Store) -> None:
+    """Puts TensorBoard's event files into the store; each attempt has files of its own."""
+    if recipe.trainer.trackers.tensorboard:
+        for path in sorted(folder.rglob("events.out.tfevents.*")):
+            store.upload(path, f"runs/{run_id(recipe)}/tensorboard/{path.relative_to(folder).as_posix()}")

@@ -1,0 +1,62 @@
+"""The order of samples, and tensors larger than memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pocketvlm.run_file import Trainer
+from pocketvlm.stages.training.batches import LengthGroupedBatches
+from pocketvlm.stages.training.plan import plan_phases
+from pocketvlm.stages.training.spool import Spool
+
+
+def batches(lengths: list[int], *, epoch: int = 0, micro: int = 4, seed: int = 0) -> list[list[int]]:
+    sampler = LengthGroupedBatches(lengths, batch_size=8, micro_batch_size=micro, seed=(seed, 0))
+    sampler.set_epoch(epoch)
+    assert len(list(sampler)) == len(sampler)
+    return list(sampler)
+
+
+def test_every_sample_comes_once_an_epoch_and_the_smaller_batch_last() -> None:
+    got = batches([1] * 43)
+    assert sorted(number for batch in got for number in batch) == list(range(43))
+    assert [len(batch) for batch in got] == [4] * 10 + [3]
+
+
+def test_order_follows_from_seed_and_epoch_alone() -> None:
+    lengths = [i % 7 for i in range(50)]
+    assert batches(lengths, epoch=3) == batches(lengths, epoch=3)
+    assert batches(lengths, epoch=3) != batches(lengths, epoch=4)
+    assert batches(lengths, seed=1) != batches(lengths, seed=2)
+
+
+def test_near_equal_lengths_are_together() -> None:
+    lengths = [(i * 37) % 100 for i in range(64)]
+    spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches(lengths, micro=8)]
+    assert max(spread) <= 15, "64 lengths up to 99, in sorted batches of 8"
+
+
+def test_validations_are_whole_steps_and_the_last_step_is_one() -> None:
+    settings = Trainer.model_validate({"phases": [{"epochs": 2.5}, {"epochs": 1}], "batch_size": 8, "validate_every": 0.5,
+                                       "checkpoint_every_steps": 4})  # fmt: skip
+    first, second = plan_phases(settings, samples=37)
+    assert (first.steps, second.steps, second.steps_before, second.steps_of_all) == (13, 5, 13, 18)
+    assert sorted(first.validations) == [2, 5, 8, 10, 12, 13]
+    assert sorted(first.checkpoints) == [4, 8, 12]
+    assert [first.samples_after(step) for step in (1, 4, 5, 6)] == [8, 32, 37, 45]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32])
+def test_tensor_above_the_budget_lies_in_a_file_and_is_the_same(tmp_path: Path, dtype: torch.dtype) -> None:
+    rows = [torch.arange(n * 6).view(n, 2, 3).to(dtype) for n in (1, 3, 2, 5)]
+    small, large = Spool(tmp_path / "small"), Spool(tmp_path / "large", budget_bytes=rows[0].nbytes + 1)
+    for part in rows:
+        small.append(part)
+        large.append(part)
+    expected = torch.cat(rows)
+    assert torch.equal(small.finish(), expected) and torch.equal(large.finish(), expected)
+    assert not (tmp_path / "small").exists()
+    assert (tmp_path / "large").stat().st_size == expected.nbytes
