@@ -14,7 +14,7 @@ from pocketvlm.artifacts.files import hash_file
 from pocketvlm.artifacts.release import Release, parse_release
 from pocketvlm.errors import Corrupt, GateRefused, UserError
 from pocketvlm.llamacpp.toolchain import Toolchain
-from pocketvlm.stages.evaluation.gguf_scoring import Pair, Question
+from pocketvlm.phone import Pair, Question
 
 CONFIDENCE_TOLERANCE = 0.02
 """Sound CPUs differ in the low bits of a sum. The golden images are those that every type is surest of, so 0.02 is wide."""
@@ -36,7 +36,7 @@ class VerifyResult:
     def __str__(self) -> str:
         return (
             f"{self.release.name} {self.release.version} is sound: {self.files} files have their sha256, and "
-            f"{', '.join(self.types)} answer {self.images} golden images as measured (confidence within {self.confidence_gap:.4f})"
+            f"{', '.join(self.types)} answer {self.images} golden images as measured (within {self.confidence_gap:.4f})"
         )
 
 

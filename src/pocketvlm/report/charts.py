@@ -33,6 +33,10 @@ class Axis:
     high: float
     ticks: tuple[float, ...]
 
+    def cut_at(self, high: float) -> Axis:
+        """The axis without what lies above `high`."""
+        return Axis(self.low, high, tuple(tick for tick in self.ticks if tick <= high)) if high > self.low else self
+
     def share(self, value: float) -> float:
         """Where a value lies, 0 to 1."""
         return (value - self.low) / (self.high - self.low)
@@ -57,7 +61,7 @@ def line_chart(
     if not points:
         return Markup("")
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    x_axis = axis(min(0.0, *xs), max(xs))
+    x_axis = axis(min(0.0, *xs), max(xs)).cut_at(max(xs))
     y_axis = axis(min(ys) if low is None else low, max(ys) if high is None else high)
     frame = _Frame(520, 250, x_axis, y_axis)
     parts = [frame.grid(), frame.text(frame.left + frame.plot_width / 2, frame.height - 4, x_label, "label", "middle")]
@@ -94,11 +98,12 @@ def interval_bar(value: float, low: float, high: float, scale: Axis) -> Markup:
     def x(share: float) -> float:
         return 4 + (width - 8) * min(1.0, max(0.0, scale.share(share)))
 
-    parts = [
-        Markup('<path class="track" d="M4 9H{:.1f}"/>').format(width - 4),
-        Markup('<path class="whisker" d="M{:.1f} 9H{:.1f}"/>').format(x(low), x(high)),
-        Markup('<circle class="dot c1" cx="{:.1f}" cy="9" r="4"/>').format(x(value)),
-    ]
+    parts = [Markup('<path class="track" d="M4 9H{:.1f}"/>').format(width - 4)]
+    if high < scale.low:  # somewhere to the left of the scale
+        parts.append(Markup('<path class="off" d="M9 4L3 9L9 14"/>'))
+    else:
+        parts.append(Markup('<path class="whisker" d="M{:.1f} 9H{:.1f}"/>').format(x(low), x(high)))
+        parts.append(Markup('<circle class="dot c1" cx="{:.1f}" cy="9" r="4"/>').format(x(value)))
     return _svg(width, height, f"{value:.3f}, 95 % interval {low:.3f} to {high:.3f}", parts, "bar")
 
 

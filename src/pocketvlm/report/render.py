@@ -38,7 +38,8 @@ def render_report(data: ReportData) -> str:
         data=data, metrics=data.metrics, css=_css(), gate_rows=_gate_rows(data), gate_columns=_gate_columns(data),
         meanings=GATE_MEANINGS, main=data.metrics.types[data.shipped[0]], main_name=data.shipped[0],
         rows=_answerers(data), scale=_scale(data), interval_bar=charts.interval_bar, curves=_curves(data),
-        reliability=charts.reliability_chart, picture=_data_uri, share=_share, number=_number, training=_training(data),
+        reliability=charts.reliability_chart, picture=_data_uri, share=_share, number=_number, gate_value=_gate_value,
+        training=_training(data),
     )  # fmt: skip
 
 
@@ -121,6 +122,13 @@ def _drawn(series: list[charts.Series]) -> list[charts.Series]:
     return [line for line in series if line.points]
 
 
+def _gate_value(gate: str, value: float) -> str:
+    """A number of a gate; `prompt_ids_equal` is a yes or no."""
+    if gate == "prompt_ids_equal":
+        return "yes" if value else "no"
+    return f"{value:.4f}".replace("-", "\u2212") if value != int(value) else _number(value)
+
+
 def _training(data: ReportData) -> list[tuple[str, str]]:
     """Rate and memory of training, where they were measured."""
     measured: Mapping[str, Any] = data.times.stages.get("trainer", {}) if data.times else {}
@@ -148,8 +156,10 @@ def _share(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Four significant digits; whole numbers as they are."""
-    return f"{value:.4g}" if value != int(value) else f"{int(value)}"
+    """Three digits of a large number, four behind the point of a small one; whole numbers as they are."""
+    if value == int(value):
+        return f"{int(value):,}"
+    return f"{value:.3g}" if abs(value) >= 1 else f"{value:.4f}".rstrip("0")
 
 
 def _markdown_cell(text: object) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pocketvlm.artifacts.artifact import Artifact
 from pocketvlm.artifacts.checkpoint_layout import CURVE, TRAINING, CurvePoint, Training
-from pocketvlm.artifacts.dataset import QUARANTINE
+from pocketvlm.artifacts.dataset import QUARANTINE, SPLITS
 from pocketvlm.artifacts.run_record import run_id
 from pocketvlm.llamacpp.build import read_pin
 from pocketvlm.report.data import FileRow, Refused, ReportData, Times, WrongAnswer
@@ -39,7 +39,7 @@ def gather(work: Work, report: Artifact, metrics: Metrics, gates: list[GateResul
         device=recipe.device.model_dump(),
         answer_threshold=recipe.evaluator.answer_threshold,
         parity_definition=parity.DEFINITION,
-        counts=dataset.facts.get("counts", {}),
+        counts={split: counts[split] for split in SPLITS if split in (counts := dataset.facts.get("counts", {}))},
         images_total=dataset.facts.get("images_total", 0),
         near_copy_groups=dataset.facts.get("near_copy_groups", 0),
         quarantine=_quarantine(dataset),

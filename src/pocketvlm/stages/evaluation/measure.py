@@ -15,8 +15,9 @@ from PIL import Image
 
 from pocketvlm.artifacts.dataset import Example, read_split
 from pocketvlm.llamacpp.toolchain import Toolchain
+from pocketvlm.phone import Pair, Question, Reply, pair_threads
 from pocketvlm.run_file import Recipe
-from pocketvlm.stages.evaluation.gguf_scoring import Pair, Question, Reply, ask_all, from_json, pair_threads, to_json
+from pocketvlm.stages.evaluation.gguf_scoring import ask_all, from_json, to_json
 from pocketvlm.stages.stage import Work
 from pocketvlm.student import base, pixels
 from pocketvlm.student.grammar import grammar_text

@@ -6,10 +6,13 @@ Shapes: N images, C classes. A label is a class index; an answer is a class inde
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
+from pocketvlm.phone import Choices
 
 Z_95 = 1.959963984540054
 """Standard normal quantile of 0.975: two-sided 95 %."""
@@ -89,23 +92,6 @@ def expected_calibration_error(confidences: Sequence[float], correct: Sequence[b
     return sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / max(1, len(confidences))
 
 
-Choices = Sequence[Sequence[float]]
-"""Of one answer: for each generated token the log-probabilities (nats) of all tokens allowed there, the chosen one first."""
-
-
-def confidence(choices: Choices, temperature: float = 1.0) -> float:
-    """Probability of the answer among those that the grammar allows: a softmax over the allowed tokens at each step.
-
-    The same definition as in student/scoring.py; the log-probabilities are divided by `temperature` first.
-    """
-    total = 0.0
-    for step in choices:
-        scaled = [value / temperature for value in step]
-        top = max(scaled)
-        total += scaled[0] - top - math.log(sum(math.exp(value - top) for value in scaled))
-    return math.exp(total)
-
-
 def fit_temperature(answers: Sequence[Choices], correct: Sequence[bool]) -> float:
     """The temperature whose confidences best predict which answers are right (least log loss); 1 for no answers.
 
@@ -116,11 +102,11 @@ def fit_temperature(answers: Sequence[Choices], correct: Sequence[bool]) -> floa
         return 1.0
     right = sum(correct)
     wrong = len(correct) - right
+    confidences = _at_any_temperature(answers)
     targets = np.where(np.asarray(correct), (right + 1) / (right + 2), 1 / (wrong + 2))
 
     def loss(log_temperature: float) -> float:
-        temperature = math.exp(log_temperature)
-        values = np.clip([confidence(choices, temperature) for choices in answers], 1e-12, 1 - 1e-12)
+        values = np.clip(confidences(math.exp(log_temperature)), 1e-12, 1 - 1e-12)
         return float(-(targets * np.log(values) + (1 - targets) * np.log1p(-values)).mean())
 
     grid = np.linspace(math.log(TEMPERATURES[0]), math.log(TEMPERATURES[1]), 47)
@@ -131,6 +117,23 @@ def fit_temperature(answers: Sequence[Choices], correct: Sequence[bool]) -> floa
         left, right_ = high - golden * (high - low), low + golden * (high - low)
         low, high = (low, right_) if loss(left) <= loss(right_) else (left, high)
     return math.exp((low + high) / 2)
+
+
+def _at_any_temperature(answers: Sequence[Choices]) -> Callable[[float], NDArray[np.float64]]:
+    """`phone.confidence` of all answers at once, as a function of the temperature."""
+    steps = [(owner, step) for owner, choices in enumerate(answers) for step in choices]
+    owners = np.array([owner for owner, _ in steps])
+    # Rows are steps, filled up with tokens of no probability; the chosen token is the first column.
+    log_probabilities = np.full((len(steps), max(len(step) for _, step in steps)), -np.inf)
+    for row, (_, step) in zip(log_probabilities, steps, strict=True):
+        row[: len(step)] = step
+
+    def confidences(temperature: float) -> NDArray[np.float64]:
+        scaled = log_probabilities / temperature
+        chosen = scaled[:, 0] - np.logaddexp.reduce(scaled, axis=1)
+        return np.exp(np.bincount(owners, weights=chosen, minlength=len(answers)))
+
+    return confidences
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -1,0 +1,97 @@
+"""Every gate is red on the fault that it is there for, and green otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pocketvlm.report.results import Metrics
+from pocketvlm.run_file import Gates
+from pocketvlm.stages.evaluation.gates import decide, refusal
+
+ROW = {"name": "a", "support": 50, "precision": 0.9, "recall": 0.9, "f1": 0.9}
+MEASURED: dict[str, Any] = {
+    "images": 100, "correct": 95, "accuracy": 0.95, "interval": (0.888, 0.978), "macro_f1": 0.95, "outside": 0, "classes": [ROW],
+    "confusion": [[95, 5]], "calibration_error": 0.05, "bins": [],
+}  # fmt: skip
+PAIR = {
+    **MEASURED, "text": "text-q8_0.gguf", "mmproj": "mmproj-q8_0.gguf", "shipped": True, "calibration_error_scaled": 0.01,
+    "bins_scaled": [], "agreement": 1.0, "prompt_ids_equal": True, "prompt_tokens": (46, 46), "prompt_tokens_wrong": 0,
+    "blind": {"accuracy": 0.1, "answers": {"a": 100}},
+}  # fmt: skip
+REFERENCE = {**PAIR, "shipped": False, "blind": None}
+GATES = Gates(min_accuracy=0.9, max_drop=0.02, min_agreement=0.98, max_parity_nats=0.01, max_expected_calibration_error=0.05)
+
+
+def metrics(pair: dict[str, Any] | None = None, reference: dict[str, Any] | None = None, parity: float = 0.005) -> Metrics:
+    return Metrics.model_validate({
+        "classes": ["a", "b"], "images": 100, "images_available": 100, "majority": 0.1, "validation_images": 50,
+        "temperature": 1.2, "order": ["q8_0", "bf16"],
+        "types": {"q8_0": {**PAIR, **(pair or {})}, "bf16": {**REFERENCE, **(reference or {})}},
+        "transformers": MEASURED, "base": MEASURED, "comparisons": [],
+        "parity": {
+            "pair": "bf16", "images": 16, "tokens": 99, "max_nats": parity, "mean_nats": 0.002, "max_nats_of_a_token": 0.01,
+        },
+        "blind": {"accuracy": 0.1, "answers": {}},
+    })  # fmt: skip
+
+
+def red(found: Metrics, gates: Gates = GATES) -> set[tuple[str, str]]:
+    return {(gate.name, gate.type) for gate in decide(found, gates) if not gate.passed}
+
+
+def test_a_sound_model_passes_every_gate() -> None:
+    assert red(metrics()) == set()
+    assert refusal(decide(metrics(), GATES)) is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "gate"),
+    [
+        ({"accuracy": 0.89}, "min_accuracy"),
+        ({"accuracy": 0.92}, "max_drop"),
+        ({"agreement": 0.97}, "min_agreement"),
+        ({"blind": {"accuracy": 0.26, "answers": {}}}, "max_blind_accuracy"),
+        ({"calibration_error_scaled": 0.06}, "max_expected_calibration_error"),
+        ({"prompt_ids_equal": False}, "prompt_ids_equal"),
+        ({"prompt_tokens_wrong": 1}, "prompt_tokens_wrong"),
+        ({"outside": 1}, "answers_outside"),
+    ],
+)
+def test_each_gate_of_a_type_is_red_on_its_fault(fault: dict[str, Any], gate: str) -> None:
+    assert (gate, "q8_0") in red(metrics(pair=fault))
+    assert {name for name, _ in red(metrics(pair=fault))} <= {gate, "max_drop"}
+
+
+def test_parity_is_red_above_its_limit() -> None:
+    assert red(metrics(parity=0.0101)) == {("max_parity_nats", "bf16")}
+
+
+def test_the_reference_must_be_asked_rightly_and_need_not_be_good() -> None:
+    assert red(metrics(reference={"accuracy": 0.1, "agreement": 0.1})) == set()
+    assert red(metrics(reference={"prompt_ids_equal": False})) == {("prompt_ids_equal", "bf16")}
+
+
+def test_a_limit_itself_passes() -> None:
+    assert red(metrics(pair={"accuracy": 0.93}, parity=0.01)) == set()
+
+
+def test_gates_that_are_off_ask_nothing() -> None:
+    off = Gates(max_drop=None, min_agreement=None)
+    faults = {"accuracy": 0.5, "agreement": 0.0, "calibration_error_scaled": 0.9}
+    assert red(metrics(pair=faults), off) == set()
+
+
+def test_blind_limit_is_a_little_above_guessing_unless_it_is_given() -> None:
+    blind = {"blind": {"accuracy": 0.24, "answers": {}}}
+    assert red(metrics(pair=blind)) == set()
+    assert red(metrics(pair=blind), Gates(max_blind_accuracy=0.2)) == {("max_blind_accuracy", "q8_0")}
+
+
+def test_a_refusal_names_each_gate_with_both_numbers() -> None:
+    text = refusal(decide(metrics(pair={"accuracy": 0.875, "agreement": 0.5}), GATES))
+    assert text is not None
+    assert "min_accuracy of q8_0: measured 0.8750, must be at least 0.9000" in text
+    assert "min_agreement of q8_0: measured 0.5000, must be at least 0.9800" in text
+    assert "latest.json stays" in text

@@ -1,0 +1,99 @@
+"""Which pairs are measured, and which images are chosen, kept and shown."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pocketvlm.artifacts.dataset import Example
+from pocketvlm.report.results import Prediction
+from pocketvlm.run_file import Recipe
+from pocketvlm.stages import evaluator
+from pocketvlm.stages.evaluation import pictures
+from pocketvlm.stages.evaluation.measure import PairFiles, pairs
+
+
+def recipe(**changes: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "name": "digits", "task": {"question": "Which?", "classes": {"a": "", "b": ""}}, "student": {"model": "tiny"},
+        "labeller": {"source": {"kind": "digits"}}, "trainer": {"phases": [{}]},
+    }  # fmt: skip
+    return Recipe.model_validate({**values, **changes})
+
+
+def test_the_reference_is_measured_beside_the_shipped_types() -> None:
+    found = pairs(recipe(quantiser={"types": ["q8_0", "q4_0"], "mmproj": "q8_0"}))
+    assert found == [
+        PairFiles("q8_0", "text-q8_0.gguf", "mmproj-q8_0.gguf", True, False),
+        PairFiles("q4_0", "text-q4_0.gguf", "mmproj-q8_0.gguf", True, False),
+        PairFiles("bf16", "text-bf16.gguf", "mmproj-f16.gguf", False, True),
+    ]
+
+
+def test_a_shipped_pair_that_is_the_reference_is_measured_once() -> None:
+    assert pairs(recipe(quantiser={"types": ["bf16"], "mmproj": "f16"})) == [
+        PairFiles("bf16", "text-bf16.gguf", "mmproj-f16.gguf", True, True)
+    ]
+
+
+def test_a_shipped_bf16_with_another_mmproj_keeps_its_name() -> None:
+    assert [pair.name for pair in pairs(recipe(quantiser={"types": ["bf16"], "mmproj": "q8_0"}))] == ["bf16", "bf16+f16"]
+
+
+def test_other_gates_and_another_threshold_do_not_measure_again() -> None:
+    first = recipe(evaluator={"gates": {"min_accuracy": 0.5}, "answer_threshold": 0.1})
+    second = recipe(evaluator={"gates": {"min_accuracy": 0.9}, "answer_threshold": 0.9})
+    third = recipe(evaluator={"parity_images": 3})
+    settings = [evaluator.settings(found, Path()) for found in (first, second, third)]
+    assert settings[0] == settings[1] != settings[2]
+
+
+def prediction(number: int, label: str, answers: dict[str, str], confidence: float = 0.9) -> Prediction:
+    return Prediction(
+        sha256=f"{number:064x}", source_id=f"x/{number}", label=label, transformers=label, transformers_confidence=0.9, base="a",
+        answers=answers, confidences=dict.fromkeys(answers, confidence),
+    )  # fmt: skip
+
+
+def test_golden_images_go_round_the_classes_and_take_what_every_type_got_right() -> None:
+    found = [
+        prediction(0, "a", {"q8_0": "b", "q4_0": "a"}, 0.99),
+        prediction(1, "a", {"q8_0": "a", "q4_0": "a"}, 0.6),
+        prediction(2, "a", {"q8_0": "a", "q4_0": "a"}, 0.8),
+        prediction(3, "b", {"q8_0": "b", "q4_0": "b"}),
+    ]
+    assert pictures.golden(found, ["q8_0", "q4_0"], ["a", "b"], 3) == [2, 3, 1]
+    assert pictures.golden(found, ["q8_0", "q4_0"], ["a", "b"], 9) == [2, 3, 1, 0]
+
+
+def test_the_surest_wrong_answers_are_shown_first() -> None:
+    found = [
+        prediction(0, "a", {"q8_0": "b", "q4_0": "b"}, 0.6),
+        prediction(1, "a", {"q8_0": "a", "q4_0": "a"}, 0.99),
+        prediction(2, "b", {"q8_0": "b", "q4_0": "a"}, 0.9),
+    ]
+    assert pictures.wrong(found, ["q8_0", "q4_0"]) == [2, 0]
+
+
+@pytest.fixture
+def example() -> Example:
+    file = io.BytesIO()
+    Image.new("RGB", (640, 320), (9, 99, 200)).save(file, "PNG")
+    return Example(0, file.getvalue(), "a", "a", "Which?", "0" * 64, "x/0")
+
+
+def test_pictures_are_small_and_golden_images_are_the_measured_bytes(example: Example, tmp_path: Path) -> None:
+    found = [prediction(0, "a", {"q8_0": "b"})]
+    pictures.write_pictures(tmp_path, [example], found, ["q8_0"])
+    with Image.open(tmp_path / pictures.picture_name(found[0])) as picture:
+        assert picture.size == (160, 80)
+    pictures.write_golden(tmp_path, [example], found, ["q8_0"], [0])
+    golden = json.loads((tmp_path / "golden" / "golden.json").read_text())
+    (row,) = golden["images"]
+    assert row["types"] == {"q8_0": {"answer": "b", "confidence": 0.9}}
+    assert (tmp_path / "golden" / row["file"]).read_bytes() == example.image_png

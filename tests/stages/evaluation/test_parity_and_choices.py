@@ -1,0 +1,49 @@
+"""Parity in nats, and reading confidence from what the server returns."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pocketvlm.llamacpp.server import Step
+from pocketvlm.phone import class_index, confidence, read_choices
+from pocketvlm.stages.evaluation.parity import compare
+from pocketvlm.student.grammar import AllowedAnswers
+
+VOCABULARY = {"Ġ": 0, "Ġyes": 1, "Ġno": 2, "ne": 3, "Ġn": 4, "x": 5}
+ALLOWED = AllowedAnswers(["yes", "no", "none"], VOCABULARY, [])
+
+
+def test_parity_is_the_root_mean_square_of_the_worst_image() -> None:
+    reference = [{1: -1.0, 2: -2.0}, {1: -0.5, 2: -3.0}]
+    device = [{1: -1.0, 2: -2.0}, {1: -0.5 + 0.003, 2: -3.0 - 0.004}]
+    found = compare("bf16", device, reference)
+    assert found.max_nats == pytest.approx(math.sqrt((0.003**2 + 0.004**2) / 2), abs=1e-6)
+    assert found.mean_nats == pytest.approx(found.max_nats / 2, abs=1e-6)
+    assert found.max_nats_of_a_token == pytest.approx(0.004)
+    assert (found.images, found.tokens) == (2, 4)
+
+
+def test_parity_refuses_two_vocabularies() -> None:
+    with pytest.raises(ValueError, match="1 first tokens on llama-server and 2"):
+        compare("bf16", [{1: -1.0}], [{1: -1.0, 2: -2.0}])
+
+
+def test_choices_end_where_the_answer_is_decided() -> None:
+    steps = [Step(1, {1: -0.1, 2: -2.0, 0: -3.0, 4: -4.0, 5: -0.05}), Step(9, {9: -0.1})]
+    (choice,) = read_choices(steps, ALLOWED)
+    assert choice == [-0.1, -3.0, -2.0, -4.0]  # the chosen one first, and only what the grammar allows
+
+
+def test_a_token_that_the_server_left_out_counts_as_its_least_probable_one() -> None:
+    (choice,) = read_choices([Step(1, {1: -0.1, 5: -7.0})], ALLOWED)
+    assert choice == [-0.1, -7.0, -7.0, -7.0]
+    assert confidence([choice]) < confidence([[-0.1, -9.0, -9.0, -9.0]])
+
+
+def test_only_the_exact_answer_names_a_class() -> None:
+    classes = ["no", "none"]
+    assert class_index(" none", classes) == 1
+    assert class_index(" no", classes) == 0
+    assert [class_index(text, classes) for text in ("no", " None", " non", " none ", "")] == [None] * 5
