@@ -56,7 +56,8 @@ def metrics(classes: list[str], **changes: Any) -> Metrics:
         },
         "transformers": measured(classes), "base": measured(classes),
         "comparisons": [Comparison(first="q8_0", second="bf16", only_first=1, only_second=2, p_value=1.0)],
-        "parity": Parity(pair="bf16", images=16, tokens=272, max_nats=0.0043, mean_nats=0.002, max_nats_of_a_token=0.0091),
+        "parity": Parity(pair="bf16", images=16, tokens=16, max_nats=0.0043, mean_nats=0.002, max_nats_of_a_token=0.0043),
+        "layout": Parity(pair="f32", images=16, tokens=272, max_nats=0.0021, mean_nats=0.001, max_nats_of_a_token=0.0071),
         "blind": Blind(accuracy=0.1, answers={classes[0]: 30}),
     }  # fmt: skip
     return Metrics.model_validate({**values, **changes})
@@ -69,7 +70,8 @@ def bare() -> ReportData:
         name="digits", run="digits-0123abcd", metrics=metrics(["zero", "one"]), files=[], question="Which?",
         gates=[GateResult(name="min_accuracy", type="q8_0", measured=0.8, limit=0.5, rule="at least", passed=True)],
         prompt="<|im_start|>User:<__media__>Which?<end_of_utterance>\nAssistant:", grammar='root ::= " zero" | " one"\n',
-        device={"canvas_px": None, "longest_edge_px": 32, "max_new_tokens": 8}, answer_threshold=0.5, parity_definition="rms",
+        device={"canvas_px": None, "longest_edge_px": 32, "max_new_tokens": 8}, answer_threshold=0.5,
+        parity_definition="gap", layout_definition="rms",
     )  # fmt: skip
 
 
@@ -87,7 +89,8 @@ def hostile() -> ReportData:
         name=evil, run="x-01234567", metrics=metrics(HOSTILE), question=evil, prompt=f"User:{evil}", grammar=f'root ::= "{evil}"',
         gates=[GateResult(name="min_accuracy", type="q8_0", measured=0.8, limit=0.95, rule="at least", passed=False)],
         files=[FileRow("text-q8_0.gguf", 2.4, 8.5, 30, 4), FileRow("mmproj-q8_0.gguf", 1.1, 8.6)],
-        device={"canvas_px": 32, "longest_edge_px": 32, "max_new_tokens": 8}, answer_threshold=0.5, parity_definition=evil,
+        device={"canvas_px": 32, "longest_edge_px": 32, "max_new_tokens": 8}, answer_threshold=0.5,
+        parity_definition=evil, layout_definition=evil,
         counts={"train": dict.fromkeys(HOSTILE, 70), "test": dict.fromkeys(HOSTILE, 10)}, images_total=243, near_copy_groups=2,
         quarantine=[Refused("not_an_image", 3, f"{evil}.jpg", f"cannot identify {evil}")],
         curve=[CurvePoint(phase=0, step=s, epoch=s / 10, loss=2 / (s + 1), validation_accuracy=s / 20) for s in range(20)],

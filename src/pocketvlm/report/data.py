@@ -70,6 +70,7 @@ class ReportData:
     device: Mapping[str, int | None]
     answer_threshold: float
     parity_definition: str
+    layout_definition: str
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Split -> class -> images."""
     images_total: int = 0

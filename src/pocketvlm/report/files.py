@@ -50,7 +50,8 @@ def summary(run_file: RunFile, report: Artifact, ggufs: Artifact) -> str:
         ))  # fmt: skip
     last = (
         f"{run_file.run.name}: {metrics.images} test images; transformers {metrics.transformers.accuracy:.4f}, untrained "
-        f"{metrics.base.accuracy:.4f}, without seeing {metrics.blind.accuracy:.4f}; parity {metrics.parity.max_nats:.4f} nats"
+        f"{metrics.base.accuracy:.4f}, without seeing {metrics.blind.accuracy:.4f}; parity {metrics.parity.max_nats:.4f} nats, "
+        f"layout {metrics.layout.max_nats:.4f}"
     )
     return f"{_table(rows)}\n{last}"
 

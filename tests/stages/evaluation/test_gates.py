@@ -21,18 +21,24 @@ PAIR = {
     "blind": {"accuracy": 0.1, "answers": {"a": 100}},
 }  # fmt: skip
 REFERENCE = {**PAIR, "shipped": False, "blind": None}
-GATES = Gates(min_accuracy=0.9, max_drop=0.02, min_agreement=0.98, max_parity_nats=0.01, max_expected_calibration_error=0.05)
+GATES = Gates(
+    min_accuracy=0.9, max_drop=0.02, min_agreement=0.98, max_parity_nats=0.01, max_expected_calibration_error=0.05
+)
 
 
-def metrics(pair: dict[str, Any] | None = None, reference: dict[str, Any] | None = None, parity: float = 0.005) -> Metrics:
+def nats(pair: str, worst: float) -> dict[str, Any]:
+    return {"pair": pair, "images": 16, "tokens": 16, "max_nats": worst, "mean_nats": 0.002, "max_nats_of_a_token": 0.01}
+
+
+def metrics(
+    pair: dict[str, Any] | None = None, reference: dict[str, Any] | None = None, parity: float = 0.005, layout: float = 0.003
+) -> Metrics:
     return Metrics.model_validate({
         "classes": ["a", "b"], "images": 100, "images_available": 100, "majority": 0.1, "validation_images": 50,
         "temperature": 1.2, "order": ["q8_0", "bf16"],
         "types": {"q8_0": {**PAIR, **(pair or {})}, "bf16": {**REFERENCE, **(reference or {})}},
         "transformers": MEASURED, "base": MEASURED, "comparisons": [],
-        "parity": {
-            "pair": "bf16", "images": 16, "tokens": 99, "max_nats": parity, "mean_nats": 0.002, "max_nats_of_a_token": 0.01,
-        },
+        "parity": nats("bf16", parity), "layout": nats("f32", layout),
         "blind": {"accuracy": 0.1, "answers": {}},
     })  # fmt: skip
 
@@ -66,6 +72,7 @@ def test_each_gate_of_a_type_is_red_on_its_fault(fault: dict[str, Any], gate: st
 
 def test_parity_is_red_above_its_limit() -> None:
     assert red(metrics(parity=0.0101)) == {("max_parity_nats", "bf16")}
+    assert red(metrics(layout=0.0101)) == {("layout_nats", "bf16")}
 
 
 def test_the_reference_must_be_asked_rightly_and_need_not_be_good() -> None:

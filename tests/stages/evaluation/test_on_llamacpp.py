@@ -21,7 +21,7 @@ from pocketvlm.phone import Pair, Question, Reply
 from pocketvlm.report.results import Parity
 from pocketvlm.run_file import Gates, Task
 from pocketvlm.stages.evaluation.hf_scoring import HfAnswers, HfStudent, score_images
-from pocketvlm.stages.evaluation.parity import compare
+from pocketvlm.stages.evaluation.parity import compare_layout
 from pocketvlm.student import pixels, scoring
 from pocketvlm.student.checkpoint import complete_config, load_model
 from pocketvlm.student.grammar import grammar_text
@@ -65,12 +65,12 @@ class Bench:
     replies: list[Reply]
     text_ids: list[list[int]]
 
-    def pair(self, *, mmproj: str = "mmproj.gguf", prompt: str = PROMPT) -> Pair:
+    def pair(self, *, text: str = "text-f32.gguf", mmproj: str = "mmproj.gguf", prompt: str = PROMPT) -> Pair:
         question = Question(prompt, grammar_text(CLASSES), CLASSES, 8)
-        return Pair(self.toolchain, self.folder / "text.gguf", self.folder / mmproj, question, threads=1)
+        return Pair(self.toolchain, self.folder / text, self.folder / mmproj, question, threads=1)
 
     def parity(self, device: list[dict[int, float]]) -> Parity:
-        return compare("bf16", device, [answer.first_step for answer in self.hf.merged])
+        return compare_layout("f32", device, [answer.first_step for answer in self.hf.merged])
 
     def parity_with_tiles(self, tiles_of: list[np.ndarray]) -> Parity:
         """As if the student had been scored on other tiles than llama.cpp makes."""
@@ -82,7 +82,7 @@ class Bench:
                 student.model, scoring.forward.normalise(torch.from_numpy(tiles_NHWC), torch.float32)
             )
             encoded.append(scoring.EncodedImage(sound.prompt_ids, features.detach(), list(range(len(tiles_NHWC)))))
-        return compare("bf16", self.first_steps, [answer.first_step for answer in student.answer(encoded)])
+        return compare_layout("f32", self.first_steps, [answer.first_step for answer in student.answer(encoded)])
 
 
 def hf_student(folder: Path) -> HfStudent:
@@ -98,6 +98,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
                           mmproj=folder / f"mmproj-{name}.gguf", mmproj_type="f16")  # fmt: skip
     (folder / "text-student.gguf").rename(folder / "text.gguf")
     (folder / "mmproj-student.gguf").rename(folder / "mmproj.gguf")
+    toolchain.run("llama-quantize", ["--allow-requantize", str(folder / "text.gguf"), str(folder / "text-f32.gguf"), "f32", "1"])
     rng = np.random.default_rng(0)
     coarse = [Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)) for _ in range(IMAGES)]
     images = [image.resize((CANVAS_PX, CANVAS_PX), Image.Resampling.NEAREST) for image in coarse]

@@ -8,17 +8,26 @@ import pytest
 
 from pocketvlm.llamacpp.server import Step
 from pocketvlm.phone import class_index, confidence, read_choices
-from pocketvlm.stages.evaluation.parity import compare
+from pocketvlm.stages.evaluation.parity import compare_answers, compare_layout
 from pocketvlm.student.grammar import AllowedAnswers
 
 VOCABULARY = {"Ġ": 0, "Ġyes": 1, "Ġno": 2, "ne": 3, "Ġn": 4, "x": 5}
 ALLOWED = AllowedAnswers(["yes", "no", "none"], VOCABULARY, [])
 
 
-def test_parity_is_the_root_mean_square_of_the_worst_image() -> None:
+def test_parity_of_answers_is_the_worst_images_gap_on_the_token_that_transformers_chooses() -> None:
+    reference = [{1: -1.0, 2: -2.0}, {1: -0.5, 2: -3.0}]
+    device = [{1: -1.001, 2: -2.5}, {1: -0.5 + 0.003, 2: -3.0 - 0.004}]
+    found = compare_answers("bf16", device, reference)
+    assert found.max_nats == pytest.approx(0.003)
+    assert found.mean_nats == pytest.approx(0.002)
+    assert (found.images, found.tokens) == (2, 2)
+
+
+def test_parity_of_the_layout_is_the_root_mean_square_of_the_worst_image() -> None:
     reference = [{1: -1.0, 2: -2.0}, {1: -0.5, 2: -3.0}]
     device = [{1: -1.0, 2: -2.0}, {1: -0.5 + 0.003, 2: -3.0 - 0.004}]
-    found = compare("bf16", device, reference)
+    found = compare_layout("f32", device, reference)
     assert found.max_nats == pytest.approx(math.sqrt((0.003**2 + 0.004**2) / 2), abs=1e-6)
     assert found.mean_nats == pytest.approx(found.max_nats / 2, abs=1e-6)
     assert found.max_nats_of_a_token == pytest.approx(0.004)
@@ -27,7 +36,7 @@ def test_parity_is_the_root_mean_square_of_the_worst_image() -> None:
 
 def test_parity_refuses_two_vocabularies() -> None:
     with pytest.raises(ValueError, match="1 first tokens on llama-server and 2"):
-        compare("bf16", [{1: -1.0}], [{1: -1.0, 2: -2.0}])
+        compare_layout("f32", [{1: -1.0}], [{1: -1.0, 2: -2.0}])
 
 
 def test_choices_end_where_the_answer_is_decided() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from pocketvlm.report.results import Blind, ClassRow, Comparison, Measured, Metrics, PairResult, Prediction, ReliabilityBin
 from pocketvlm.stages.evaluation import metrics, parity
-from pocketvlm.stages.evaluation.measure import Answers, Images, PairFiles, PairRun
+from pocketvlm.stages.evaluation.measure import EXACT, Answers, Images, PairFiles, PairRun
 
 DIGITS = 6
 """Published numbers are rounded to this many digits."""
@@ -36,7 +36,8 @@ def assemble(images: Images, answers: Answers, files: Sequence[PairFiles], class
         transformers=_measured(labels, hf, [answer.confidence for answer in answers.hf.merged], classes),
         base=_measured(labels, [a.index for a in answers.hf.base], [a.confidence for a in answers.hf.base], classes),
         comparisons=_comparisons(labels, answers, files),
-        parity=parity.compare(reference, answers.runs[reference].first_steps, expected),
+        parity=parity.compare_answers(reference, answers.runs[reference].first_steps, expected),
+        layout=parity.compare_layout(EXACT, answers.runs[reference].exact_steps, expected),
         blind=max((result.blind for result in types.values() if result.blind), key=lambda blind: blind.accuracy),
     )  # fmt: skip
 

@@ -27,7 +27,9 @@ def decide(metrics: Metrics, gates: Gates) -> list[GateResult]:
 
 
 def _of_all(metrics: Metrics, gates: Gates) -> Iterator[GateResult]:
-    yield _at_most("max_parity_nats", metrics.parity.pair, metrics.parity.max_nats, gates.max_parity_nats)
+    pair = metrics.parity.pair
+    yield _at_most("max_parity_nats", pair, metrics.parity.max_nats, gates.max_parity_nats)
+    yield _at_most("layout_nats", pair, metrics.layout.max_nats, gates.max_parity_nats)
 
 
 def _always(name: str, pair: PairResult) -> Iterator[GateResult]:

@@ -39,6 +39,7 @@ def gather(work: Work, report: Artifact, metrics: Metrics, gates: list[GateResul
         device=recipe.device.model_dump(),
         answer_threshold=recipe.evaluator.answer_threshold,
         parity_definition=parity.DEFINITION,
+        layout_definition=parity.LAYOUT_DEFINITION,
         counts={split: counts[split] for split in SPLITS if split in (counts := dataset.facts.get("counts", {}))},
         images_total=dataset.facts.get("images_total", 0),
         near_copy_groups=dataset.facts.get("near_copy_groups", 0),

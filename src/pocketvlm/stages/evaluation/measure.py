@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 REFERENCE = ("bf16", "f16")
 """Types of text and mmproj of the pair that is compared with transformers in nats."""
+EXACT = "f32"
+"""Type of the copy of the reference's text weights that rounds nothing."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class PairRun:
     text_ids: list[list[int]]
     first_steps: list[dict[int, float]]
     """Of the parity images, if this is the reference."""
+    exact_steps: list[dict[int, float]]
+    """The same by the copy of type EXACT."""
     latency: dict[str, Any] = field(default_factory=dict)
 
 
@@ -162,7 +166,22 @@ def _ask_pair(
         blind = _ask_blind(pair, images.test) if files.shipped else []
         first = [pair.first_step(images.test[place].image_png) for place in images.parity] if files.reference else []
         latency = {**_latency(test), "start_s": round(started, 3), "threads": pair_threads(text, mmproj, threads)}
-        return PairRun(test, validation, blind, pair.text_ids(), first, latency)
+        text_ids = pair.text_ids()
+    exact = _ask_exact(work, toolchain, text, mmproj, question, images, context) if files.reference else []
+    return PairRun(test, validation, blind, text_ids, first, exact, latency)
+
+
+def _ask_exact(
+    work: Work, toolchain: Toolchain, text: Path, mmproj: Path, question: Question, images: Images, context: int
+) -> list[dict[int, float]]:
+    """First steps of the parity images by a float32 copy of the text weights, which holds bf16 exactly."""
+    threads = work.environment.thread_count()
+    copy = work.scratch / f"text-{EXACT}.gguf"
+    toolchain.run("llama-quantize", ["--allow-requantize", str(text), str(copy), EXACT, str(threads)])
+    with Pair(toolchain, copy, mmproj, question, threads=threads, context_tokens=context) as pair:
+        steps = [pair.first_step(images.test[place].image_png) for place in images.parity]
+    copy.unlink()
+    return steps
 
 
 def _pngs(examples: Sequence[Example]) -> list[bytes]:
@@ -197,11 +216,13 @@ def _latency(replies: Sequence[Reply]) -> dict[str, float]:
 
 def _packed(run: PairRun) -> dict[str, Any]:
     replies = {name: to_json(getattr(run, name)) for name in ("test", "validation", "blind")}
-    first = [sorted(step.items()) for step in run.first_steps]
-    return {**replies, "text_ids": run.text_ids, "first_steps": first, "latency": run.latency}
+    steps = {name: [sorted(step.items()) for step in getattr(run, name)] for name in ("first_steps", "exact_steps")}
+    return {**replies, **steps, "text_ids": run.text_ids, "latency": run.latency}
 
 
 def _unpacked(data: dict[str, Any]) -> PairRun:
     replies = {name: from_json(data[name]) for name in ("test", "validation", "blind")}
-    first = [dict(step) for step in data["first_steps"]]
-    return PairRun(**replies, text_ids=data["text_ids"], first_steps=first, latency=data["latency"])
+    first, exact = ([dict(step) for step in data[name]] for name in ("first_steps", "exact_steps"))
+    return PairRun(
+        **replies, text_ids=data["text_ids"], first_steps=first, exact_steps=exact, latency=data["latency"]
+    )  # fmt: skip
