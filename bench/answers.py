@@ -31,7 +31,8 @@ class Answers:
         self.images = setting.pictures[: setting.scored_images]
         self._processor = processor(setting, longest_edge_px=setting.geometry.tile_px)
         self.encoded: list[EncodedImage] = []
-        self.labels = prefix_free_words(setting.encoder.tokenizer)
+        self._tokenizer: Any = setting.encoder.tokenizer
+        self.labels = prefix_free_words(self._tokenizer)
 
     def encode(self) -> Spent:
         """Keeps the features of all images."""
@@ -43,7 +44,7 @@ class Answers:
     def score(self, labels: int) -> Spent:
         """Ours, on kept features, with that many labels. One pass decides: every label begins with a token of its own."""
         names = self.labels[:labels]
-        vocabulary: dict[str, int] = self._setting.encoder.tokenizer.get_vocab()
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         wanted = {f"Ġ{name}" for name in names}
         others = [number for token, number in vocabulary.items() if token not in wanted]
         allowed = AllowedAnswers(names, vocabulary, others)
