@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketvlm.artifacts.artifact import Artifact, find
+from pocketvlm.artifacts.dataset import SPLITS
 from pocketvlm.artifacts.open import open_store
 from pocketvlm.artifacts.run_record import run_id
 from pocketvlm.artifacts.store import Store
@@ -156,10 +157,10 @@ def _found(run_file: RunFile, store: Store) -> dict[str, Artifact | None]:
 def _images(run_file: RunFile, dataset: Artifact | None) -> dict[str, int]:
     """Images by split: counted where the dataset is there, else the source's number by the split's shares."""
     if dataset:
-        return {split: sum(counts.values()) for split, counts in dataset.facts["counts"].items()}
+        return {split: sum(dataset.facts["counts"][split].values()) for split in SPLITS}
     total = len(open_source(run_file.run.labeller.source, run_file.folder, list(run_file.run.task.classes)))
     split = run_file.run.labeller.split
-    return {name: round(total * getattr(split, name)) for name in ("train", "validation", "test")}
+    return {name: round(total * getattr(split, name)) for name in SPLITS}
 
 
 def _labeller(recipe: Recipe, images: dict[str, int]) -> list[str]:
