@@ -13,7 +13,8 @@ from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.grammar import AllowedAnswers
 from pocketvlm.student.scoring import EncodedImage, Layout, encode_images, score
 
-NEW_TOKENS = 8
+NEW_TOKENS = 2
+"""The word and the end token: what a trained model writes. Random weights would go on to any limit."""
 
 
 def prefix_free_words(tokenizer: Any) -> list[str]:

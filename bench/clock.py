@@ -32,6 +32,11 @@ class Spent:
         """CPU seconds a unit."""
         return self.cpu_seconds / self.units
 
+    def followed_by(self, other: Spent) -> Spent:
+        """Both, one after the other, on the same units."""
+        assert self.units == other.units
+        return Spent(self.units, self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds, max(self.load, other.load))
+
 
 @contextmanager
 def measured(units: int) -> Iterator[Spent]:

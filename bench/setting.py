@@ -29,14 +29,15 @@ DEFAULT_BUDGET_TILES = 4
 
 @dataclass(frozen=True)
 class Setting:
-    """One benchmark's place and sizes. `images` of them are trained on by us, per epoch; rivals take whole steps of theirs."""
+    """One benchmark's place and sizes. `images` are trained on in each epoch."""
 
     folder: Path
     quick: bool
     images: int
     batch_size: int
     rounds: int
-    rival_batch_size: int
+    newcomer_steps: int
+    """Of one sample each; the first is not counted."""
     scored_images: int
 
     @cached_property
@@ -67,7 +68,7 @@ class Setting:
     def pictures(self) -> list[Image.Image]:
         """RGB images on the device's canvas, as the dataset holds them."""
         rng = np.random.default_rng(0)
-        count = max(self.images, self.scored_images, self.rival_batch_size)
+        count = max(self.images, self.scored_images)
         blocks = [Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)) for _ in range(count)]
         return [pixels.letterbox(block.resize((640, 480), Image.Resampling.BICUBIC), CANVAS_PX) for block in blocks]
 

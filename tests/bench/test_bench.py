@@ -38,10 +38,10 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 def test_every_comparison_has_a_ratio_and_says_whether_its_goal_is_met(result: Result) -> None:
-    assert len(result.data["comparisons"]) == 3
+    assert [row["goal"] for row in result.data["comparisons"]] == [70, 3, 12, None]
     for row in result.data["comparisons"]:
         assert row["ratio"] > 0 and row["cpu_ratio"] > 0
-        assert row["met"] == (row["ratio"] >= row["goal"])
+        assert row["met"] == (None if row["goal"] is None else row["ratio"] >= row["goal"])
         assert row["name"] in result.table
 
 
@@ -52,10 +52,22 @@ def test_the_tuned_rival_starts_from_our_loss(result: Result) -> None:
     assert ours["first_loss"] == pytest.approx(rival["first_loss"], abs=1e-3)
     assert ours["tokens"] == rival["tokens"]
     assert rival["tiles"] == 2
+    assert row["ours"][0]["units"] == row["rival"][0]["units"]
 
 
 def test_the_newcomer_gets_the_default_seventeen_tiles(result: Result) -> None:
     assert result.comparison("newcomer")["rival"][0]["notes"]["tiles"] == 17
+
+
+def test_the_first_step_of_the_newcomer_is_not_held_against_him(result: Result) -> None:
+    rival = result.comparison("newcomer")["rival"][0]
+    assert (rival["units"], rival["notes"]["steps"]) == (1, 2)
+
+
+def test_scoring_is_also_compared_with_its_vision_features_counted(result: Result) -> None:
+    kept, whole = result.comparison("kept features"), result.comparison("features counted")
+    assert whole["ratio"] < kept["ratio"]
+    assert kept["rival"][0]["notes"]["new_tokens_an_image"] <= 2
 
 
 def test_ours_counts_every_sample_of_every_epoch_and_the_feature_cache(result: Result) -> None:
