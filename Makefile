@@ -37,8 +37,8 @@ check: $(READY) ## style and types
 test: check llama-cpp ## all tests
 	@$(BIN)/pytest
 
-test-fast: check ## the tests that need no llama.cpp and no training
-	@$(BIN)/pytest -m "not chain and not real_size"
+test-fast: check ## the tests that need no llama.cpp
+	@$(BIN)/pytest -m "not llamacpp and not chain and not real_size"
 
 bench: llama-cpp ## benchmarks: ratios, both sides in one run; result in bench/results
 	@$(BIN)/python -m bench

@@ -236,9 +236,20 @@ def test_the_script_fails_at_a_changed_byte(tmp_path: Path, served: str, release
 def test_the_script_fails_at_a_list_that_is_not_the_releases_own(tmp_path: Path, served: str, released: Path) -> None:
     (path,) = released.glob("releases/digits/*/SHA256SUMS")
     path.chmod(0o644)
-    path.write_text(path.read_text() + f"{hashlib.sha256(b'x').hexdigest()}  ../outside\n")
+    (path.parent / "added").write_bytes(b"x")
+    (path.parent.parent / "outside").write_bytes(b"x")
+    more = "".join(f"{hashlib.sha256(b'x').hexdigest()}  {name}\n" for name in ("added", "../outside"))
+    path.write_text(path.read_text() + more)
     assert fetch(tmp_path, served).returncode != 0
     assert not (tmp_path / "outside").exists()
+    assert not (tmp_path / "to" / "added").exists()
+
+
+def test_the_script_fails_at_a_shortened_list(tmp_path: Path, served: str, released: Path) -> None:
+    (path,) = released.glob("releases/digits/*/SHA256SUMS")
+    path.chmod(0o644)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    assert fetch(tmp_path, served).returncode != 0
 
 
 def test_the_script_fails_without_a_release(tmp_path: Path, served: str, released: Path) -> None:

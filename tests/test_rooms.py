@@ -59,6 +59,8 @@ STRANGERS = {
 WORKSHOPS = {"training": "trainer", "evaluation": "evaluator"}
 """Folder in stages/ -> the stage whose parts lie there; nobody else imports them."""
 
+SETTERS = ("os.putenv", "os.unsetenv", *(f"os.environ.{name}" for name in ("update", "setdefault", "pop", "clear")))
+
 HEAVY = ("torch", "transformers", "peft", "accelerate", "sklearn", "datasets")
 """Seconds to import. A rerun of a finished run needs none of them."""
 LIGHT = [
@@ -151,16 +153,19 @@ def test_only_the_environment_reads_the_environment() -> None:
 
 
 def test_nothing_sets_the_environment() -> None:
-    """But for the one switch of deterministic cuBLAS kernels, which cuBLAS takes from nowhere else."""
+    """But for two switches, of deterministic cuBLAS kernels and of idle OpenMP threads, which take them from nowhere else."""
     found = [
         f"{file}: {ast.unparse(node)}"
         for file in FILES
         for node in ast.walk(tree(file))
-        if (isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.putenv", "os.unsetenv", "os.environ.update"))
+        if (isinstance(node, ast.Call) and ast.unparse(node.func) in SETTERS)
         or (isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del)
             and ast.unparse(node.value) == "os.environ")
     ]  # fmt: skip
-    assert set(found) <= {"stages/training/run.py: os.putenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')"}
+    assert set(found) <= {
+        "stages/training/run.py: os.putenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')",
+        "environment.py: os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')",
+    }
 
 
 def test_what_a_rerun_needs_is_imported_without_anything_heavy() -> None:

@@ -24,7 +24,7 @@ def pulled(tmp_path: Path) -> Path:
         files.append(ReleaseFile(**hash_file(tmp_path / name, name).model_dump(), role=role))
     release = Release(
         name="digits", version="1", run="digits-0", family="SmolVLM", base="tiny", device={"max_new_tokens": 8}, prompt_tokens=34,
-        classes=["a", "b"], sampling={}, answer_threshold=0.5, llama_cpp="0" * 40, files=files,
+        classes=["a", "b"], sampling={"max_new_tokens": 8}, answer_threshold=0.5, llama_cpp="0" * 40, files=files,
         types={"q8_0": ReleasedType(text_model="text-q8_0.gguf", mmproj="mmproj-q8_0.gguf", accuracy=1.0)},
     )  # fmt: skip
     (tmp_path / "release.json").write_bytes(release.to_bytes())

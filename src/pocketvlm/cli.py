@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pocketvlm.environment import Environment, calm_idle_threads, read_environment
-from pocketvlm.errors import PocketVLMError
+from pocketvlm.errors import GateRefused, PocketVLMError
 from pocketvlm.run_file import RunFile, read_run_file, refuse_not_available
 
 DESCRIPTION = """Images in, a small vision-language model for phones out: measured on llama.cpp as shipped."""
@@ -99,7 +99,12 @@ def _run(path: Path, run_file: RunFile, environment: Environment) -> int:
     from pocketvlm.local import run
     from pocketvlm.report.files import summary, write_report
 
-    artifacts = run(path, run_file, environment)
+    try:
+        artifacts = run(path, run_file, environment)
+    except PocketVLMError as error:
+        if error.exit_code == GateRefused.exit_code:
+            print(f"report: {write_report(run_file, environment, None)}", file=sys.stderr)
+        raise
     print(summary(run_file, artifacts["evaluator"], artifacts["quantiser"]))
     print(f"report: {write_report(run_file, environment, None)}")
     return 0

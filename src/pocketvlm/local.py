@@ -57,10 +57,12 @@ def run(path: Path, run_file: RunFile, environment: Environment) -> dict[str, Ar
 
 
 def _check(run_file: RunFile, environment: Environment) -> None:
-    """Refuses what cannot work. Imported late: it reads the base's tokenizer, which takes seconds."""
+    """Refuses what cannot work before hours go into it. Imported late: it reads the base's tokenizer, which takes seconds."""
+    from pocketvlm.llamacpp.toolchain import find_toolchain
     from pocketvlm.plan import check
 
     check(run_file, environment)
+    find_toolchain(environment)
 
 
 def _finished(store: Store, kind: str, own_id: str, run_file: RunFile, stage: str) -> Artifact:

@@ -84,6 +84,10 @@ def read_vocabulary(toolchain: Toolchain, text: Path) -> tuple[dict[str, int], i
     return {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind == NORMAL_TOKEN}, len(tokens)
 
 
+SPARE_TOKENS = 256
+"""Context to give a pair beyond its prompt and answer."""
+
+
 class Pair:
     """A GGUF pair on a server of its own; a context manager."""
 

@@ -206,7 +206,7 @@ def _evaluator(recipe: Recipe, test_images: int) -> list[str]:
     gates = ", ".join(
         f"{name} {value:g}" for name, value in recipe.evaluator.gates.model_dump().items() if value is not None
     )
-    pairs = len(dict.fromkeys(["bf16", *recipe.quantiser.types]))
+    pairs = len({("bf16", "f16"), *((kind, recipe.quantiser.mmproj) for kind in recipe.quantiser.types)})
     return [
         f"{pairs} pairs on llama.cpp, {images} held-out images each, against transformers and the untrained base",
         f"gates: {gates}",

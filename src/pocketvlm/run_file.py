@@ -308,7 +308,7 @@ class Quantiser(Block):
     """Which GGUF files are made. The bf16 pair is always made, for parity."""
 
     types: list[GgufType] = Field(default=["q8_0"], min_length=1)
-    """Types of the text model that are released, if they pass."""
+    """Types of the text model that are released, together: one type that fails a gate keeps them all back."""
     mmproj: Literal["f16", "q8_0"] = "q8_0"
     """Type of the vision model and connector."""
 
@@ -333,6 +333,9 @@ class Gates(Block):
     """Largest difference of log-probabilities of the first answer token, bf16 pair against transformers."""
     max_blind_accuracy: float | None = Field(default=None, ge=0, le=1)
     """Accuracy on grey images; default: the share of the most frequent class + 0.15."""
+    min_sight: float | None = Field(default=0.25, le=1)
+    """Share of the errors on grey images that seeing the image removes: (accuracy - blind) / (1 - blind), of each type. A model
+    that answers without looking has 0, however common its answer is."""
     max_expected_calibration_error: float | None = Field(default=None, ge=0, le=1)
     """After temperature scaling."""
 

@@ -14,7 +14,7 @@ from pocketvlm.artifacts.files import hash_file
 from pocketvlm.artifacts.release import Release, parse_release
 from pocketvlm.errors import Corrupt, GateRefused, UserError
 from pocketvlm.llamacpp.toolchain import Toolchain
-from pocketvlm.phone import Pair, Question
+from pocketvlm.phone import SPARE_TOKENS, Pair, Question
 
 CONFIDENCE_TOLERANCE = 0.02
 """Sound CPUs differ in the low bits of a sum. The golden images are those that every type is surest of, so 0.02 is wide."""
@@ -54,14 +54,16 @@ def verify(folder: Path, toolchain: Toolchain, threads: int) -> VerifyResult:
     checked = _check_files(folder, release, left_out)
     question = Question(
         (folder / "prompt.txt").read_bytes().decode(), (folder / "grammar.gbnf").read_bytes().decode(), release.classes,
-        release.device["max_new_tokens"] or 0,
+        release.sampling["max_new_tokens"],
     )  # fmt: skip
+    context = release.prompt_tokens + question.max_new_tokens + SPARE_TOKENS
     golden: list[dict[str, Any]] = json.loads((folder / GOLDEN).read_bytes())["images"]
     problems: list[str] = []
     gap = 0.0
     for name in types:
         pair = release.types[name]
-        with Pair(toolchain, folder / pair.text_model, folder / pair.mmproj, question, threads=threads) as asked:
+        files = folder / pair.text_model, folder / pair.mmproj
+        with Pair(toolchain, *files, question, threads=threads, context_tokens=context) as asked:
             for row in golden:
                 found, problem = _replay(asked, folder, name, row)
                 gap = max(gap, found)

@@ -83,7 +83,8 @@ SMALL: dict[str, Any] = {
     "trainer__phases": [{"method": "full", "train": ["vision", "connector", "text"], "epochs": 2, "learning_rate": 0.002}],
     "quantiser__types": ["q8_0"],
     "evaluator": {"parity_images": 4, "golden_images": 2, "gates": {
-        "min_accuracy": 0.0, "max_drop": 1.0, "min_agreement": 0.0, "max_blind_accuracy": 1.0, "max_parity_nats": 1.0}},
+        "min_accuracy": 0.0, "max_drop": 1.0, "min_agreement": 0.0, "max_blind_accuracy": 1.0, "min_sight": None,
+        "max_parity_nats": 1.0}},
 }  # fmt: skip
 """A run of seconds: what it learns does not matter, only that every stage runs."""
 

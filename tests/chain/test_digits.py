@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,9 @@ def test_bf16_pair_is_within_a_hundredth_of_a_nat_of_transformers(digits: Place)
 
 
 def test_grey_images_are_answered_no_better_than_by_guessing(digits: Place) -> None:
-    assert digits.metrics()["blind"]["accuracy"] <= 0.25
+    metrics = digits.metrics()
+    assert metrics["blind"]["accuracy"] <= 0.25
+    assert metrics["blind"]["accuracy"] + 0.5 < metrics["types"]["q8_0"]["accuracy"]
 
 
 def test_the_untrained_base_is_far_worse(digits: Place) -> None:
@@ -37,11 +40,13 @@ def test_the_untrained_base_is_far_worse(digits: Place) -> None:
 
 
 def test_a_rerun_does_no_work_and_says_so_stage_by_stage(digits: Place) -> None:
-    before = {stored.key for stored in digits.store.list("")}
+    before = {stored.key: digits.store.read(stored.key) for stored in digits.store.list("")}
+    clock = time.monotonic()
     done = digits.pocketvlm("run", str(digits.run_file))
+    assert time.monotonic() - clock < 10
     assert done.returncode == 0
     assert done.stderr.count("already done: ") == 5
-    assert {stored.key for stored in digits.store.list("")} == before
+    assert {stored.key: digits.store.read(stored.key) for stored in digits.store.list("")} == before
 
 
 def test_the_release_pulls_verifies_and_is_what_was_measured(digits: Place, tmp_path: Path) -> None:
@@ -69,6 +74,26 @@ def test_verify_refuses_a_pair_whose_mmproj_was_exchanged(digits: Place, tmp_pat
     assert mmproj.name in verified.stderr
 
 
+@pytest.mark.parametrize("fault", ["answer", "confidence"])
+def test_verify_refuses_a_release_that_answers_otherwise_than_measured(digits: Place, tmp_path: Path, fault: str) -> None:
+    """Every sha256 is right here: what was written down as measured is not what the pair answers."""
+    models = tmp_path / "models"
+    assert digits.pocketvlm("pull", "digits", "--to", str(models), "--types", "q8_0").returncode == 0
+    golden, release = json.loads((models / "golden/golden.json").read_text()), json.loads((models / "release.json").read_text())
+    expected = golden["images"][0]["types"]["q8_0"]
+    other = next(name for name in release["classes"] if name != expected["answer"])
+    expected[fault] = other if fault == "answer" else expected["confidence"] - 0.1
+    (models / "golden/golden.json").write_text(json.dumps(golden))
+    (entry,) = [file for file in release["files"] if file["name"] == "golden/golden.json"]
+    entry |= {"sha256": hashlib.sha256((models / "golden/golden.json").read_bytes()).hexdigest(),
+              "size": (models / "golden/golden.json").stat().st_size}  # fmt: skip
+    (models / "release.json").write_text(json.dumps(release))
+    done = digits.pocketvlm("verify", str(models))
+    assert done.returncode == 4
+    assert "does not answer as it was measured" in done.stderr
+    assert f"golden/{golden['images'][0]['file']}" in done.stderr
+
+
 def test_nothing_published_knows_where_it_was_made(digits: Place) -> None:
     for stored in digits.store.list(""):
         if not stored.key.startswith("runs/"):
@@ -84,6 +109,8 @@ def test_a_gate_refuses_the_model_names_the_numbers_and_leaves_latest_alone(digi
     assert "min_accuracy" in done.stderr
     assert "1.0" in done.stderr or "1.000" in done.stderr
     assert strict.store.read("releases/digits/latest.json") == latest
+    report = done.stderr.partition("report: ")[2].splitlines()[0]
+    assert "min_accuracy" in (strict.folder / report).read_text()
 
 
 def test_changed_training_keeps_the_dataset(small: Place, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from pocketvlm.llamacpp.toolchain import Toolchain, find_toolchain
 from pocketvlm.student.prompt import MEDIA
 from pocketvlm.student.tiny import build_tiny
 
+pytestmark = pytest.mark.llamacpp
+
 PROMPT = f"<|im_start|>User:{MEDIA}Which digit?<end_of_utterance>\nAssistant:"
 
 

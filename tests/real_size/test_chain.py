@@ -37,7 +37,7 @@ RUN: dict[str, Any] = {
     "evaluator": {
         "parity_images": 1,
         "golden_images": 1,
-        "gates": {"max_drop": None, "min_agreement": None, "max_blind_accuracy": 1.0, "max_parity_nats": 0.01},
+        "gates": {"max_drop": None, "min_agreement": None, "max_blind_accuracy": 1.0, "min_sight": None, "max_parity_nats": 0.01},
     },
 }
 

@@ -122,6 +122,8 @@ class Latest(BaseModel):
     release: str
     """Key of its release.json in the store."""
     release_sha256: str
+    sums_sha256: str = ""
+    """Of SHA256SUMS, so that who has only curl and sha256sum checks everything from this one file. Empty: an old release."""
     history: list[str]
     """Every version that was ever the latest, oldest first; the last one is."""
 
@@ -169,9 +171,14 @@ def _upload(
     upload_files(store, folder, [(file, release.root + file.name) for file in release.files], present)
     if measurements:
         store.create(f"{release.root}measurements.json", canonical_json(dict(measurements)))
+    store.write(f"{release.root}SHA256SUMS", _sums(release))
+
+
+def _sums(release: Release) -> bytes:
+    """SHA256SUMS: every file and release.json, in the form that `sha256sum -c` reads."""
     sums = {file.name: file.sha256 for file in release.files}
     sums["release.json"] = hashlib.sha256(release.to_bytes()).hexdigest()
-    store.write(f"{release.root}SHA256SUMS", "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
+    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
 
 
 def _taken(store: Store, release: Release) -> UserError:
@@ -188,7 +195,8 @@ def _announce(store: Store, release: Release, data: bytes) -> None:
             return
         latest = canonical_json(Latest(
             name=release.name, version=release.version, release=f"{release.root}release.json",
-            release_sha256=hashlib.sha256(data).hexdigest(), history=[*history, release.version],
+            release_sha256=hashlib.sha256(data).hexdigest(), sums_sha256=hashlib.sha256(_sums(release)).hexdigest(),
+            history=[*history, release.version],
         ).model_dump(mode="json"))
         moved = store.replace(key, latest, tagged[1]) if tagged else store.create(key, latest)
         if moved:  # otherwise another release moved it since: read again

@@ -15,6 +15,8 @@ LEADING = {
     "q4_0": "Q4_0", "iq4_nl": "IQ4_NL",
 }  # fmt: skip
 """Type of a GGUF file -> the tensor type that its name promises."""
+BLOCK = {"BF16": 1, "F16": 1, "Q8_0": 32, "Q6_K": 256, "Q5_K": 256, "Q5_0": 32, "Q4_K": 256, "Q4_0": 32, "IQ4_NL": 32}
+"""Weights in a block; a row holds whole blocks (ggml-common.h of the pin)."""
 KEPT = (
     "general.architecture", "general.file_type", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.add_bos_token",
     "clip.projector_type", "clip.vision.image_size", "clip.vision.patch_size", "clip.vision.preproc_image_size",
@@ -32,8 +34,9 @@ def read_keys(toolchain: Toolchain, path: Path) -> dict[str, Any]:
 def audit(toolchain: Toolchain, path: Path, *, role: str, kind: str) -> dict[str, Any]:
     """One row of `audit.json`.
 
-    `fallbacks` counts weight matrices that are not of the type that the file's name promises: llama.cpp falls back
-    where a row is no multiple of the type's block (256 for K-quants), which makes many a Q4_K_M a 6-bit file.
+    `fallbacks` counts weight matrices whose rows are no multiple of the block of the type that the file's name promises, so
+    that llama.cpp took another type: it makes many a Q4_K_M a 6-bit file. Matrices that the type's recipe gives more bits
+    on purpose, as the output matrix, are none.
     """
     reader = toolchain.gguf().GGUFReader(path)
     types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
@@ -46,7 +49,9 @@ def audit(toolchain: Toolchain, path: Path, *, role: str, kind: str) -> dict[str
         "name": path.name, "role": role, "type": kind, "size_bytes": path.stat().st_size,
         "size_mb": round(path.stat().st_size / 1e6, 3), "bits_per_weight": round(8 * stored_bytes / weights, 3),
         "tensors": dict(sorted(types.items())), "matrices": len(matrices),
-        "fallbacks": sum(tensor.tensor_type.name != promised for tensor in matrices),
+        "fallbacks": sum(
+            tensor.tensor_type.name != promised and int(tensor.shape[0]) % BLOCK[promised] != 0 for tensor in matrices
+        ),
         "keys": {key: keys[key] for key in KEPT if key in keys},
     }  # fmt: skip
 

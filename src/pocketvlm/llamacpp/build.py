@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketvlm.environment import read_environment
-from pocketvlm.errors import Corrupt, PocketVLMError, ToolError
+from pocketvlm.errors import Corrupt, PocketVLMError, ToolError, UserError
 
 PROGRAMS = ("llama-quantize", "llama-server", "llama-mtmd-cli")
 SCRIPTS = ("convert_hf_to_gguf.py", "conversion", "gguf-py", "LICENSE")
@@ -83,11 +83,17 @@ def is_built(home: Path) -> bool:
 
 
 def build(home: Path) -> Path:
-    """Builds into `home` unless it is there; two builders of one home wait for each other. Raises ToolError, Corrupt."""
+    """Builds into `home` unless it is there; two builders of one home wait for each other.
+
+    Raises UserError for a folder that holds anything else, ToolError, Corrupt.
+    """
     home.parent.mkdir(parents=True, exist_ok=True)
     with _locked(home.with_suffix(".lock")):
         if is_built(home):
             return home
+        if home.exists() and any(home.iterdir()):
+            raise UserError(f"{home}: is not a build of llama.cpp {read_pin().commit[:9]} and not empty; nothing there was "
+                            "touched. Move it away, or build into another folder")
         print(
             f"building llama.cpp {read_pin().commit[:9]} into {home}: 6 to 8 minutes on two cores, once",
             file=sys.stderr,
@@ -97,7 +103,6 @@ def build(home: Path) -> Path:
             work = Path(name)
             source = _unpack(_download(work), work)
             _compile(source, work / "build")
-            shutil.rmtree(home, ignore_errors=True)
             _collect(source, work / "build", work / "home").rename(home)
     return home
 

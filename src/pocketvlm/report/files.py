@@ -15,11 +15,14 @@ from pocketvlm.errors import UserError
 from pocketvlm.report.results import Metrics
 from pocketvlm.run_file import RunFile
 
+REPORTS = Path(".pocketvlm/reports")
+"""Where reports go unless told otherwise, in the folder where the command runs."""
+
 
 def write_report(run_file: RunFile, environment: Environment, to: Path | None) -> Path:
-    """Writes the report that the evaluator left in the store, to `to` or beside the scratch folder; returns the path.
+    """Writes the report that the evaluator left in the store, to `to` or below REPORTS; returns the path.
 
-    Raises UserError when this run has not been evaluated.
+    Raises UserError when this run has not been evaluated, or the file cannot be written.
     """
     run = run_id(run_file.run)
     store = open_store(environment, read_only=True)
@@ -28,9 +31,13 @@ def write_report(run_file: RunFile, environment: Environment, to: Path | None) -
     except KeyMissing as error:
         raise UserError(f"{store.url}: run {run} has no report, because its evaluator has not finished; "
                         "run `pocketvlm run RUN` first") from error  # fmt: skip
-    path = to or environment.scratch.parent / "reports" / f"{run}.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(page)
+    path = to or REPORTS / f"{run}.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(page)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); say another place with `pocketvlm report RUN --to FILE`"
+                        ) from error  # fmt: skip
     return path
 
 

@@ -26,6 +26,7 @@ GATE_MEANINGS: Mapping[str, str] = {
     "max_parity_nats": "log-probability of the first answer token, from that by transformers",
     "layout_nats": "the same for all first tokens, with the weights in float32: pixels, tokens and graph",
     "max_blind_accuracy": "accuracy on grey images; high means that images get lost",
+    "min_sight": "share of the errors on grey images that seeing removes; 0 means that images are not looked at",
     "max_expected_calibration_error": "distance of confidence from accuracy, after the temperature",
     "prompt_ids_equal": "the prompt's text has the token ids of training",
     "prompt_tokens_wrong": "images whose prompt has another number of tokens than in training",

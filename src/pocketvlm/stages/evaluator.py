@@ -26,6 +26,8 @@ from pocketvlm.stages.evaluation.bundle import release
 from pocketvlm.stages.evaluation.gather import gather
 from pocketvlm.stages.evaluation.measure import Images, ask_everybody, pairs
 from pocketvlm.stages.stage import Made, Work
+from pocketvlm.student.grammar import grammar_text
+from pocketvlm.student.prompt import prompt_text
 
 KIND = "reports"
 INPUTS = ("labeller", "trainer", "merger", "quantiser")
@@ -36,7 +38,8 @@ FORMAT = 2
 def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What is asked and on what; neither gates nor threshold, which are held against the numbers afterwards.
 
-    The student's base is part of the trainer's id.
+    The bytes of prompt and grammar are in it, so that a version of this program that writes others measures again before it
+    releases them. The student's base is part of the trainer's id.
     """
     del folder
     return {
@@ -45,6 +48,8 @@ def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "types": list(recipe.quantiser.types),
         "task": recipe.task.model_dump(mode="json"),
         "classes": list(recipe.task.classes),
+        "prompt": prompt_text(recipe.task),
+        "grammar": grammar_text(list(recipe.task.classes)),
         "device": recipe.device.model_dump(mode="json"),
         "llama_cpp": read_pin().commit,
     }

@@ -70,8 +70,9 @@ def make(work: Work) -> Made:
 
 
 def _convert(work: Work, toolchain: Toolchain, checkpoint: Path) -> tuple[Path, Path]:
-    # The converter writes the folder's name into the file; a fixed one keeps equal runs equal.
-    source = work.scratch / work.recipe.name
+    # The converter writes the folder's name into the file, and the run's name is no part of the id.
+    source = work.scratch / "convert" / "student"
+    source.parent.mkdir()
     shutil.copytree(checkpoint, source, copy_function=_link)
     text, mmproj = work.folder / f"text-{PARITY[0]}.gguf", work.folder / f"mmproj-{PARITY[1]}.gguf"
     toolchain.convert(source, text=text, text_type=PARITY[0], mmproj=mmproj, mmproj_type=PARITY[1])

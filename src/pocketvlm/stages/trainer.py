@@ -11,6 +11,7 @@ from typing import Any
 from pocketvlm.run_file import Recipe
 from pocketvlm.stages.stage import Made, Work
 from pocketvlm.student import base
+from pocketvlm.student.prompt import prompt_text
 
 KIND = "checkpoints"
 INPUTS = ("labeller",)
@@ -19,12 +20,12 @@ WITHOUT_EFFECT = {"trackers", "checkpoint_every_steps"}
 
 
 def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Everything that shapes the weights: training, the base, the tile budget, the question and the answers."""
+    """Everything that shapes the weights: training, the base, the tile budget, the prompt's bytes and the answers."""
     return {
         "trainer": recipe.trainer.model_dump(mode="json", exclude=WITHOUT_EFFECT),
         "student": base.identity(recipe.student, folder),
         "longest_edge_px": recipe.device.longest_edge_px,
-        "question": recipe.task.question,
+        "prompt": prompt_text(recipe.task),
         "answer": recipe.task.answer,
         "classes": list(recipe.task.classes),
     }

@@ -8,7 +8,7 @@ import pytest
 
 from pocketvlm.report.results import Metrics
 from pocketvlm.run_file import Gates
-from pocketvlm.stages.evaluation.gates import decide, refusal
+from pocketvlm.stages.evaluation.gates import decide, refusal, sight
 
 ROW = {"name": "a", "support": 50, "precision": 0.9, "recall": 0.9, "f1": 0.9}
 MEASURED: dict[str, Any] = {
@@ -59,6 +59,7 @@ def test_a_sound_model_passes_every_gate() -> None:
         ({"accuracy": 0.92}, "max_drop"),
         ({"agreement": 0.97}, "min_agreement"),
         ({"blind": {"accuracy": 0.26, "answers": {}}}, "max_blind_accuracy"),
+        ({"blind": {"accuracy": 0.949, "answers": {}}}, "min_sight"),
         ({"calibration_error_scaled": 0.06}, "max_expected_calibration_error"),
         ({"prompt_ids_equal": False}, "prompt_ids_equal"),
         ({"prompt_tokens_wrong": 1}, "prompt_tokens_wrong"),
@@ -67,7 +68,20 @@ def test_a_sound_model_passes_every_gate() -> None:
 )
 def test_each_gate_of_a_type_is_red_on_its_fault(fault: dict[str, Any], gate: str) -> None:
     assert (gate, "q8_0") in red(metrics(pair=fault))
-    assert {name for name, _ in red(metrics(pair=fault))} <= {gate, "max_drop"}
+    assert {name for name, _ in red(metrics(pair=fault))} <= {gate, "max_drop", "max_blind_accuracy"}
+
+
+def test_a_model_that_gives_everything_the_commonest_answer_is_refused_by_default() -> None:
+    """Grey images are then answered as well as real ones, and no better than guessing: only the difference tells."""
+    guess = {"accuracy": 0.6, "blind": {"accuracy": 0.6, "answers": {"a": 100}}, "agreement": 1.0}
+    found = metrics(pair=guess).model_copy(update={"majority": 0.6})
+    found = found.model_copy(update={"transformers": found.transformers.model_copy(update={"accuracy": 0.6})})
+    assert red(found, Gates()) == {("min_sight", "q8_0")}
+
+
+def test_sight_is_the_share_of_blind_errors_that_seeing_removes() -> None:
+    assert sight(0.95, 0.9) == pytest.approx(0.5)
+    assert sight(1.0, 1.0) == 0.0
 
 
 def test_parity_is_red_above_its_limit() -> None:

@@ -28,6 +28,8 @@ from pocketvlm.student.grammar import grammar_text
 from pocketvlm.student.prompt import MEDIA, prompt_text
 from pocketvlm.student.tiny import build_tiny
 
+pytestmark = pytest.mark.llamacpp
+
 CLASSES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TASK = Task(question="Which digit is in this picture?\nDigit:", classes=dict.fromkeys(CLASSES, ""))
 PROMPT = prompt_text(TASK)

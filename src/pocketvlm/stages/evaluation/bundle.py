@@ -24,7 +24,8 @@ from pocketvlm.student.families import geometry_of
 
 Role = Literal["text_model", "mmproj", "prompt", "grammar", "golden", "model_card", "report"]
 SAMPLING = {"temperature": 0.0, "samplers": ["temperature"], "cache_prompt": False}
-"""What every measured request said besides prompt, grammar and limit: greedy."""
+"""What decided the answer of every measured request, besides prompt, grammar and limit: greedy. The requests also asked for
+the log-probabilities (`n_probs`), which changes no answer and makes the measured times a little longer than the app's."""
 
 
 def release(work: Work, report: Artifact, data: ReportData) -> Release:

@@ -47,10 +47,17 @@ def _of_type(name: str, pair: PairResult, metrics: Metrics, gates: Gates) -> Ite
     blind = gates.max_blind_accuracy if gates.max_blind_accuracy is not None else min(1.0, metrics.majority + BLIND_MARGIN)
     assert pair.blind is not None, "the blind control is run on every shipped pair"
     yield _at_most("max_blind_accuracy", name, pair.blind.accuracy, blind)
+    if gates.min_sight is not None:
+        yield _at_least("min_sight", name, sight(pair.accuracy, pair.blind.accuracy), gates.min_sight)
     if gates.max_expected_calibration_error is not None:
         yield _at_most(
             "max_expected_calibration_error", name, pair.calibration_error_scaled, gates.max_expected_calibration_error
         )
+
+
+def sight(accuracy: float, blind: float) -> float:
+    """Share of the errors on grey images that seeing the image removes; 0 where grey images leave none to remove."""
+    return (accuracy - blind) / (1 - blind) if blind < 1 else 0.0
 
 
 def _at_least(name: str, kind: str, measured: float, limit: float) -> GateResult:
@@ -67,7 +74,8 @@ def refusal(results: Sequence[GateResult]) -> str | None:
     failed = [gate for gate in results if not gate.passed]
     if not failed:
         return None
-    lines = [f"{len(failed)} of {len(results)} gates refuse the model; nothing was released, latest.json stays:"]
+    lines = [f"{len(failed)} of {len(results)} gates refuse the model; nothing was released, latest.json stays "
+             "(`pocketvlm report RUN` shows it all):"]  # fmt: skip
     for gate in failed:
         lines.append(f"  {gate.name} of {gate.type}: measured {number(gate.measured)}, must be {gate.rule} {number(gate.limit)}")
     return "\n".join(lines)

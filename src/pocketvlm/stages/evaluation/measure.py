@@ -15,7 +15,7 @@ from PIL import Image
 
 from pocketvlm.artifacts.dataset import Example, read_split
 from pocketvlm.llamacpp.toolchain import Toolchain
-from pocketvlm.phone import Pair, Question, Reply, pair_threads
+from pocketvlm.phone import SPARE_TOKENS, Pair, Question, Reply, pair_threads
 from pocketvlm.run_file import Recipe
 from pocketvlm.stages.evaluation.gguf_scoring import ask_all, from_json, to_json
 from pocketvlm.stages.stage import Work
@@ -156,7 +156,7 @@ def _ask_pair(
     threads = work.environment.thread_count()
     clock = time.monotonic()
     # The server rounds up to 256 by itself; the rest is room for its own tokens around the image.
-    context = longest + question.max_new_tokens + 256
+    context = longest + question.max_new_tokens + SPARE_TOKENS
     with Pair(toolchain, text, mmproj, question, threads=threads, context_tokens=context) as pair:
         started = time.monotonic() - clock
         total = len(images.test) + len(images.validation)
