@@ -79,7 +79,7 @@ def settings(quick: bool, folder: Path) -> Setting:
 
     if quick:
         return Setting(folder, quick=True, images=8, batch_size=8, rounds=1, newcomer_steps=2, scored_images=4)
-    return Setting(folder, quick=False, images=16, batch_size=8, rounds=2, newcomer_steps=3, scored_images=8)
+    return Setting(folder, quick=False, images=16, batch_size=8, rounds=2, newcomer_steps=2, scored_images=8)
 
 
 def train(setting: Setting) -> list[Comparison]:
