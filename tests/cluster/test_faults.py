@@ -115,9 +115,10 @@ def test_a_trainer_deleted_in_the_middle_goes_on_and_ends_with_the_same_weights(
     undisturbed.complete()
     release = namespace.install("disturbed", stored_at("disturbed"), small("longer", LONGER))
     pod = release.running("trainer")["metadata"]["name"]
-    partial = namespace.store("disturbed")
-    wait_for("a step checkpoint", lambda: next((True for stored in partial.list("partial/checkpoints/")
-                                                if stored.key.endswith("step.json")), None), 120, on_failure=release.logs)  # fmt: skip
+    store = namespace.store("disturbed")
+    wait_for("a step checkpoint",
+             lambda: [stored for stored in store.list("partial/checkpoints/")
+                      if stored.key.endswith("step.json")] or None, 120, on_failure=release.logs)  # fmt: skip
     namespace.kubectl("delete", "pod", pod, "--wait=false")
     release.complete()
     assert any("resum" in line or "go on" in line for line in release.logs("trainer").splitlines())

@@ -20,7 +20,8 @@ CANARY = "canary-4f1d0c"
 def allowed(release: Release, account: str) -> set[tuple[str, str, str, str]]:
     """(verb, group, resource, name) of every rule in the namespace but those that everybody has."""
     user = f"system:serviceaccount:{release.namespace.name}:{release.name}-{account}"
-    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": release.namespace.name}}
+    asked = {"namespace": release.namespace.name}
+    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": asked}
     command = ["kubectl", "--as", user, "create", "--raw", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", "-f", "-"]
     done = subprocess.run(command, input=json.dumps(review), capture_output=True, text=True, check=True)
     return {

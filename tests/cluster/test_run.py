@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 def test_all_jobs_complete_each_after_the_one_before(digits_on_cluster: Release, figures: dict[str, Any]) -> None:
     status = [digits_on_cluster.job(stage)["status"] for stage in STAGES]
     assert [digits_on_cluster.condition(stage) for stage in (*STAGES, "conductor")] == ["Complete"] * 6
-    for before, after in zip(status, status[1:], strict=False):
+    for before, after in itertools.pairwise(status):
         assert moment(after["startTime"]) >= moment(before["completionTime"])
     figures["digits, seconds"] = digits_on_cluster.seconds()
     pauses = [value for name, value in figures["digits, seconds"].items() if name.startswith("pause")]
