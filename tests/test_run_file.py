@@ -58,9 +58,31 @@ def test_a_small_file_is_enough_and_the_rest_has_defaults() -> None:
     assert run.labeller.split.train + run.labeller.split.validation + run.labeller.split.test == pytest.approx(1)
 
 
-def test_classes_keep_the_order_of_the_file() -> None:
+def test_a_list_of_classes_keeps_its_order() -> None:
     names = ["zebra", "ant", "moose"]
-    assert list(check(task__classes=dict.fromkeys(names, "")).task.classes) == names
+    assert list(check(task__classes=[{name: "an animal"} for name in names]).task.classes) == names
+
+
+def test_a_mapping_of_classes_is_read_in_the_order_of_its_names_as_helm_hands_it_on() -> None:
+    assert list(check(task__classes=dict.fromkeys(["zebra", "ant", "moose"], "")).task.classes) == ["ant", "moose", "zebra"]
+
+
+def test_classes_are_written_as_the_list_that_keeps_their_order() -> None:
+    run = check(task__classes=[{"zebra": "a zebra"}, {"ant": "an ant"}])
+    written = run.model_dump(mode="json")
+    assert written["task"]["classes"] == [{"zebra": "a zebra"}, {"ant": "an ant"}]
+    assert list(Recipe.model_validate(written).task.classes) == ["zebra", "ant"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([{"cat": "a cat"}, {"cat": "another"}], "run.task.classes: a class is named twice"),
+        ([{"cat": "a cat", "dog": "a dog"}], "run.task.classes: each item of the list must be one `- name: description`"),
+    ],
+)
+def test_a_list_of_classes_that_is_none_is_refused(classes: list[Any], message: str) -> None:
+    assert message in refusal(task__classes=classes)
 
 
 def test_keys_beside_run_belong_to_the_chart_and_are_left_alone() -> None:
@@ -135,7 +157,7 @@ def test_two_problems_are_both_reported_one_on_each_line() -> None:
         ({"trainer__batch_size": 2.5}, ["run.trainer.batch_size: ", "(got 2.5)"]),
         ({"device__canvas_px": 4}, ["run.device.canvas_px: ", "greater than or equal to 8", "(got 4)"]),
         ({"device": "small"}, ["run.device: ", "(got 'small')"]),
-        ({"task__classes": ["cat", "dog"]}, ["run.task.classes: ", "dictionary"]),
+        ({"task__classes": ["cat", "dog"]}, ["run.task.classes: ", "each item of the list must be one"]),
         ({"task__kind": "detect"}, ["run.task.kind: ", "'classify' or 'extract'", "(got 'detect')"]),
         ({"student__revision": "main"}, ["run.student.revision: ", "(got 'main')"]),
         ({"name": "Pets of Ours"}, ["run.name: ", "(got 'Pets of Ours')"]),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from pocketvlm.errors import NotAvailableYet, RunFileError
 
@@ -36,7 +36,8 @@ class Task(Block):
     kind: Literal["classify", "extract"] = "classify"
     """`classify`: one of `classes`. `extract`: JSON fields (not available yet)."""
     classes: dict[str, str] = Field(default_factory=dict)
-    """Class name -> description for the teacher. The order here is the order in reports."""
+    """Class name -> description for the teacher. A list (`- name: description`) keeps its order, in reports too; a mapping is
+    read in the order of its names."""
     fields: dict[str, Any] = Field(default_factory=dict)
     """For `extract`: field name -> type and description (not available yet)."""
     question: str
@@ -57,6 +58,23 @@ class Task(Block):
         if not text.strip():
             raise ValueError("is empty")
         return text
+
+    @field_validator("classes", mode="before", json_schema_input_type=list[dict[str, str]] | dict[str, str])
+    @classmethod
+    def _in_order(cls, value: Any) -> Any:
+        """Helm sorts the keys of a mapping. So they are sorted here too: a laptop and a cluster must agree on every id."""
+        if isinstance(value, list):
+            if not all(isinstance(item, dict) and len(item) == 1 for item in value):
+                raise ValueError("each item of the list must be one `- name: description`")
+            merged = {name: text for item in value for name, text in item.items()}
+            if len(merged) < len(value):
+                raise ValueError("a class is named twice")
+            return merged
+        return dict(sorted(value.items(), key=lambda item: str(item[0]))) if isinstance(value, dict) else value
+
+    @field_serializer("classes")
+    def _as_list(self, classes: dict[str, str]) -> list[dict[str, str]]:
+        return [{name: description} for name, description in classes.items()]
 
     @field_validator("classes")
     @classmethod

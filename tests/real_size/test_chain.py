@@ -24,7 +24,7 @@ COLOURS = {"blue": (20, 60, 220), "green": (30, 160, 40)}
 IMAGES_OF_EACH = 5
 RUN: dict[str, Any] = {
     "name": "colours",
-    "task": {"question": "Which colour is this?\nColour:", "classes": dict.fromkeys(COLOURS, "")},
+    "task": {"question": "Which colour is this?\nColour:", "classes": [{colour: ""} for colour in COLOURS]},
     "device": {"canvas_px": 256, "longest_edge_px": 512, "max_new_tokens": 16},
     "student": {"model": "256M"},
     "labeller": {

@@ -34,7 +34,7 @@ class Bench:
         path = self.folder / "run.yaml"
         path.write_text(yaml.safe_dump({"run": {
             "name": "training", "student": {"model": student}, "device": {"canvas_px": 32, "longest_edge_px": 32},
-            "task": {"question": "Which digit?", "classes": dict.fromkeys(DIGITS, "")},
+            "task": {"question": "Which digit?", "classes": [{digit: ""} for digit in DIGITS]},
             "labeller": {"source": {"kind": "digits", "limit": 60}}, "trainer": {"batch_size": 8, **trainer},
         }}))  # fmt: skip
         return path
