@@ -1,8 +1,12 @@
-"""Writes the pages of docs/ that follow from the code: `make docs`. A test compares them with what this makes now."""
+"""Writes what follows from the code: `make docs`. A test compares it with what this makes now.
+
+docs/run-file.md and docs/chart.md, and the chart's values.yaml and values.schema.json.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -13,7 +17,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import chart_files
+
+from pocketvlm.chart.pods import KubernetesType
+from pocketvlm.chart.values import Values
 from pocketvlm.run_file import Recipe
+
+CHART = Path(__file__).parents[1] / "charts" / "pocketvlm"
 
 INTRODUCTION = """\
 # The run file
@@ -26,6 +38,11 @@ file and says what each stage will do; the files in [`jobs/`](../jobs) are compl
 
 Units stand in the names: `_px` pixels, `_steps` optimiser steps. Relative paths start at the folder of the run file.
 """
+VALUES_HEADING = "## All values"
+VALUES_INTRODUCTION = """
+Generated from `src/pocketvlm/chart` by `make docs`; edit the docstrings there. A type such as core.v1.Toleration is that of
+the Kubernetes API. A key that is not here is an error at `helm install` that names its path.
+"""
 SCALARS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "any"}
 
 
@@ -33,6 +50,28 @@ def run_file_reference() -> str:
     """The text of docs/run-file.md."""
     sections = [_section(path, model) for path, model in _blocks("run", Recipe)]
     return "\n".join([INTRODUCTION, *sections])
+
+
+def chart_reference() -> str:
+    """The text of docs/chart.md: what is written by hand, and below its last heading the tables of all values."""
+    by_hand, heading, _ = (Path(__file__).parent / "chart.md").read_text().partition(VALUES_HEADING)
+    assert heading, f"docs/chart.md has lost its heading {VALUES_HEADING!r}"
+    return "\n".join([by_hand + heading, VALUES_INTRODUCTION, *map(_values_section, chart_files.blocks(Values()))])
+
+
+def _values_section(place: tuple[str, BaseModel]) -> str:
+    path, block = place
+    lines = [f"### `{path}`", "", " ".join((type(block).__doc__ or "").split()), ""] if path else []
+    lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, field in type(block).model_fields.items():
+        value = getattr(block, name)
+        if value is None and not chart_files.is_documented(block, name, path):
+            continue
+        below = isinstance(value, BaseModel) or name == "presets"
+        default = "see below" if below else "" if value is None else f"`{json.dumps(chart_files.plain(value))}`"
+        cells = [f"`{field.alias}`", _type(field).replace(" or null", ""), default, chart_files.meaning(block, name)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([*lines, ""])
 
 
 def _blocks(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -68,7 +107,8 @@ def _section(path: str, model: type[BaseModel]) -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    return ", ".join([_shown(field.annotation), *_limits(field.metadata)])
+    kubernetes = [item.name for item in field.metadata if isinstance(item, KubernetesType)]
+    return ", ".join([kubernetes[0] if kubernetes else _shown(field.annotation), *_limits(field.metadata)])
 
 
 def _shown(annotation: Any) -> str:
@@ -81,6 +121,8 @@ def _shown(annotation: Any) -> str:
     if _models(annotation):
         return "list of blocks" if origin is list else "block"
     if origin is typing.Annotated:
+        if isinstance(arguments[1], KubernetesType):
+            return arguments[1].name
         return ", ".join([_shown(arguments[0]), *_limits(arguments[1:])])
     if origin is list:
         return f"list of {_shown(arguments[0])}"
@@ -112,5 +154,16 @@ def _default(field: FieldInfo) -> str:
     return "see below" if isinstance(value, BaseModel) else f"`{json.dumps(value)}`"
 
 
+def files() -> dict[Path, str]:
+    """Every generated file and its text."""
+    return {
+        Path(__file__).parent / "run-file.md": run_file_reference(),
+        Path(__file__).parent / "chart.md": chart_reference(),
+        CHART / "values.yaml": chart_files.values_yaml(),
+        CHART / "values.schema.json": chart_files.values_schema(),
+    }
+
+
 if __name__ == "__main__":
-    (Path(__file__).parent / "run-file.md").write_text(run_file_reference())
+    for path, text in files().items():
+        path.write_text(text)

@@ -21,6 +21,7 @@ from pocketvlm.errors import NotAvailableYet, RunFileError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
 Part = Literal["vision", "connector", "text"]
+OneClass = Annotated[dict[str, str], Field(min_length=1, max_length=1)]
 GgufType = Literal["bf16", "f16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0", "iq4_nl"]
 
 
@@ -59,7 +60,7 @@ class Task(Block):
             raise ValueError("is empty")
         return text
 
-    @field_validator("classes", mode="before", json_schema_input_type=list[dict[str, str]] | dict[str, str])
+    @field_validator("classes", mode="before", json_schema_input_type=list[OneClass] | dict[str, str])
     @classmethod
     def _in_order(cls, value: Any) -> Any:
         """Helm sorts the keys of a mapping. So they are sorted here too: a laptop and a cluster must agree on every id."""
