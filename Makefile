@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 RUN ?= jobs/digits.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup llama-cpp demo test check test-fast bench lock docs clean
+.PHONY: help setup llama-cpp demo test check test-fast bench lock docs snapshots clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -31,7 +31,7 @@ demo: llama-cpp ## images to a measured, released GGUF pair on this machine
 	@$(BIN)/pocketvlm run $(RUN)
 
 check: $(READY) ## style and types
-	@$(BIN)/ruff check src tests bench
+	@$(BIN)/ruff check src tests bench docs
 	@$(BIN)/mypy
 
 test: check llama-cpp ## all tests
@@ -47,8 +47,11 @@ lock: $(READY) ## renew requirements.lock from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --no-header --all-extras pyproject.toml -o requirements.lock
 
-docs: $(READY) ## regenerate what is generated in docs
+docs: $(READY) ## regenerate what is generated in docs and in the chart
 	@$(BIN)/python docs/generate.py
+
+snapshots: $(READY) ## write the chart's default renders anew; look at the difference before the commit
+	@RENEW_SNAPSHOTS=1 $(BIN)/pytest -q tests/chart/test_snapshots.py
 
 clean: ## delete the environment and local runs; the llama.cpp build stays
 	rm -rf $(VENV) .pocketvlm build

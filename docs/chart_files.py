@@ -146,6 +146,8 @@ def _kubernetes_types(text: str) -> dict[str, Any]:
         if name in found:
             continue
         found[name] = _bare(known[name])
+        if name.endswith("api.resource.Quantity"):
+            found[name] = {"type": ["string", "number", "null"]}  # published as a union that null is in twice
         if name == "io.k8s.api.core.v1.Volume":
             sources = found[name]["properties"]
             found[name]["properties"] = {key: value for key, value in sources.items() if key in RESTRICTED_VOLUMES}

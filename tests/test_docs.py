@@ -37,6 +37,7 @@ def ids(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
 def generator() -> ModuleType:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None and spec.loader is not None
@@ -45,12 +46,20 @@ def generator() -> ModuleType:
     return module
 
 
-def test_the_run_file_reference_is_what_the_models_say() -> None:
-    assert page("docs/run-file.md") == generator().run_file_reference(), "run `make docs`"
+@pytest.mark.parametrize("name", ["run-file.md", "chart.md", "values.yaml", "values.schema.json"])
+def test_what_is_generated_is_what_the_models_say(name: str) -> None:
+    files = {path.name: (path, text) for path, text in generator().files().items()}
+    path, text = files[name]
+    assert path.read_text() == text, "run `make docs`"
 
 
-def test_every_key_of_the_run_file_has_a_meaning() -> None:
-    rows = re.findall(r"^\| `\w+` \|.*\| (.*) \|$", page("docs/run-file.md"), re.MULTILINE)
+def test_everything_that_is_generated_is_compared() -> None:
+    assert len(generator().files()) == 4
+
+
+@pytest.mark.parametrize("name", ["docs/run-file.md", "docs/chart.md"])
+def test_every_key_has_a_meaning(name: str) -> None:
+    rows = re.findall(r"^\| `\w+` \|.*\| (.*) \|$", page(name), re.MULTILINE)
     assert len(rows) > 60
     assert all(meaning.strip() for meaning in rows)
 

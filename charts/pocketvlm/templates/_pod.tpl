@@ -1,20 +1,23 @@
 {{- /*
 Lays `over` on `under`, in place. Mappings are merged; the lists below are joined by their key; anything else of `over` wins.
-Unlike mergeOverwrite, an empty value of `over` counts: 0 retries are 0 retries.
+Unlike mergeOverwrite, an empty value of `over` counts: 0 retries are 0 retries. A null takes a key away, as it does in Helm.
 */ -}}
 {{- define "pocketvlm.overlay" -}}
 {{- $joined := dict "extraEnv" "name" "extraVolumes" "name" "extraVolumeMounts" "mountPath" -}}
 {{- range $key, $value := .over -}}
 {{- $below := index $.under $key -}}
-{{- if and (kindIs "map" $value) (kindIs "map" $below) -}}
-{{- include "pocketvlm.overlay" (dict "under" $below "over" $value) -}}
+{{- if kindIs "invalid" $value -}}
+{{- $_ := unset $.under $key -}}
+{{- else if kindIs "map" $value -}}
+{{- if not (kindIs "map" $below) -}}{{- $_ := set $.under $key dict -}}{{- end -}}
+{{- include "pocketvlm.overlay" (dict "under" (index $.under $key) "over" $value) -}}
 {{- else if and (hasKey $joined $key) $below -}}
 {{- $id := index $joined $key -}}
 {{- $names := list -}}
 {{- range $value -}}{{- $names = append $names (index . $id) -}}{{- end -}}
 {{- $kept := list -}}
 {{- range $below -}}{{- if not (has (index . $id) $names) -}}{{- $kept = append $kept . -}}{{- end -}}{{- end -}}
-{{- $_ := set $.under $key (concat $kept ($value | default list)) -}}
+{{- $_ := set $.under $key (concat $kept $value) -}}
 {{- else -}}
 {{- $_ := set $.under $key $value -}}
 {{- end -}}
@@ -23,7 +26,8 @@ Unlike mergeOverwrite, an empty value of `over` counts: 0 retries are 0 retries.
 
 {{- /* Settings of a component, as JSON: `defaults` under its own, GPUs and preset worked in. The templates call them $pod. */ -}}
 {{- define "pocketvlm.settings" -}}
-{{- $pod := deepCopy .root.Values.defaults -}}
+{{- $pod := dict -}}
+{{- include "pocketvlm.overlay" (dict "under" $pod "over" .root.Values.defaults) -}}
 {{- $path := "conductor" -}}
 {{- if eq .component "conductor" -}}
 {{- include "pocketvlm.overlay" (dict "under" $pod "over" .root.Values.conductor) -}}

@@ -122,7 +122,7 @@ spec:
         onExitCodes: {operator: In, values: [2, 3, 4]}
       # Drained, preempted, evicted: no fault of the stage. The deadline bounds how often.
       - action: Ignore
-        onPodConditions: [{type: DisruptionTarget}]
+        onPodConditions: [{type: DisruptionTarget, status: "True"}]
   template:
     metadata:
       labels:
