@@ -27,7 +27,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketvlm.environment import read_environment
 from pocketvlm.errors import Corrupt, PocketVLMError, ToolError, UserError
 
 PROGRAMS = ("llama-quantize", "llama-server", "llama-mtmd-cli")
@@ -199,14 +198,21 @@ def _run(command: list[str]) -> None:
         raise ToolError(f"{' '.join(command[:3])} ... failed with exit code {done.returncode}:\n{done.stdout[-4000:]}")
 
 
+def _home_of_the_user() -> Path:
+    """Imported here: with `--home` the script needs the standard library alone, as the image that builds has no more."""
+    from pocketvlm.environment import read_environment
+
+    environment = read_environment()
+    return environment.llama_cpp_home or default_home(environment.cache)
+
+
 def main() -> int:
     """Prints the folder of the build."""
     parser = argparse.ArgumentParser(description="Build the pinned llama.cpp once into the user's cache folder.")
     parser.add_argument("--home", type=Path, help="folder of the build; default: by pin, in the cache folder")
     arguments = parser.parse_args()
     try:
-        environment = read_environment()
-        print(build(arguments.home or environment.llama_cpp_home or default_home(environment.cache)))
+        print(build(arguments.home or _home_of_the_user()))
     except PocketVLMError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
