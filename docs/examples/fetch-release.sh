@@ -1,0 +1,18 @@
+# sh fetch-release.sh https://models.example.com/pocketvlm solar app/src/main/assets/models
+set -eu
+base=$1/releases/$2
+mkdir -p "$3" && cd "$3"
+get() { curl -fsSL --retry 5 "$base/$(printf %s "$1" | sed 's/ /%20/g')" -o "$2"; }
+field() { sed -n 's/^ *"'"$1"'": "\([^"]*\)".*/\1/p' latest.json; }
+
+get latest.json latest.json
+version=$(field version)
+get "$version/release.json" release.json
+echo "$(field release_sha256)  release.json" | sha256sum -c --quiet -
+get "$version/SHA256SUMS" SHA256SUMS
+while read -r sum file; do
+  test "$file" = release.json || { grep -qF "\"name\": \"$file\"" release.json && grep -qF "\"$sum\"" release.json; }
+  mkdir -p "$(dirname "$file")"
+  echo "$sum  $file" | sha256sum -c --status 2> /dev/null || get "$version/$file" "$file"
+done < SHA256SUMS
+sha256sum -c --quiet SHA256SUMS
