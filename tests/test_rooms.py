@@ -35,7 +35,7 @@ OWNERS = {
     "boto3": ("artifacts/s3",),
     "botocore": ("artifacts/s3",),
     "openai": ("teacher/",),
-    "kubernetes": ("cluster/",),
+    "kubernetes": ("cluster/api.py",),
     "sklearn": ("sources/digits.py",),
     "pydantic_settings": ("environment.py",),
     "yaml": ("run_file.py", "artifacts/run_record.py"),  # the second only writes: see the test of readers
@@ -49,6 +49,10 @@ STRANGERS = {
     "llamacpp/": ("stages", "student", "sources", "cluster", "local", "plan", "cli"),
     "report/": ("sources", "student", "llamacpp", "cluster", "local", "plan", "cli"),
     "stages/": ("cluster", "local", "plan", "cli"),
+    "cluster/": (
+        "artifacts", "sources", "teacher", "student", "stages", "llamacpp", "report", "run_file", "environment", "local", "plan",
+        "phone", "verify", "cli",
+    ),
     "run_file.py": ("artifacts", "stages", "student", "sources", "llamacpp", "environment", "cli"),
     "environment.py": ("artifacts", "stages", "student", "sources", "llamacpp", "run_file", "cli"),
     "progress.py": ("artifacts", "stages", "student", "sources", "llamacpp", "run_file", "environment", "cli"),
@@ -60,6 +64,9 @@ WORKSHOPS = {"training": "trainer", "evaluation": "evaluator"}
 """Folder in stages/ -> the stage whose parts lie there; nobody else imports them."""
 
 SETTERS = ("os.putenv", "os.unsetenv", *(f"os.environ.{name}" for name in ("update", "setdefault", "pop", "clear")))
+
+ROOM_USERS = {"cluster": ("cluster/", "cli.py")}
+"""Room -> beginnings of the paths that may import it."""
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "sklearn", "datasets")
 """Seconds to import. A rerun of a finished run needs none of them."""
@@ -110,6 +117,12 @@ def test_a_room_does_not_know_the_rooms_above_it(room: str) -> None:
         if name.startswith("pocketvlm.") and name.split(".")[1] in STRANGERS[room]
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("room", ROOM_USERS)
+def test_a_room_is_entered_only_by_its_users(room: str) -> None:
+    users = [file for file in FILES for name in imports(file) if name.startswith(f"pocketvlm.{room}.")]
+    assert [file for file in users if not file.startswith(ROOM_USERS[room])] == []
 
 
 def test_no_stage_imports_another() -> None:

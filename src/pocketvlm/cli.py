@@ -15,6 +15,7 @@ DESCRIPTION = """Images in, a small vision-language model for phones out: measur
 EPILOG = """\
 exit codes: 0 done or already done; 2 the run file or the environment is wrong; 3 the data is wrong;
 4 a gate refused the model; 75 interrupted after saving, run again; other: try again
+conduct: 10 a stage failed; 11 its plan, its rights or the cluster's settings are wrong; 143 stopped
 
 environment: POCKETVLM_STORE (a folder or s3://bucket/prefix), AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, HF_TOKEN (each also as NAME_FILE), POCKETVLM_SCRATCH, POCKETVLM_CACHE,
@@ -51,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     pull.add_argument("--types", metavar="T,T", help="only these GGUF types, for example q8_0,q4_0; default: all")
     verify = add("verify", "check a pulled release: every sha256, then the golden images on llama.cpp")
     verify.add_argument("folder", type=Path, metavar="DIR", help="folder of a pulled release")
+    conduct = add("conduct", "release the Jobs of a run on Kubernetes one after the other; the chart starts this")
+    conduct.add_argument("plan", metavar="PLAN", type=Path, help="conductor.json, as the chart writes it")
     return parser
 
 
@@ -76,6 +79,11 @@ def _command(options: argparse.Namespace, environment: Environment) -> int:
         return _pull(options, environment)
     if options.command == "verify":
         return _verify(options.folder, environment)
+    if options.command == "conduct":
+        from pocketvlm.cluster.conductor import conduct
+
+        conduct(options.plan)
+        return 0
     run_file = read_run_file(options.run_file)
     if options.command == "plan":
         from pocketvlm.plan import plan

@@ -1,0 +1,291 @@
+"""List, act, watch, and list again. All state is the cluster's: what is remembered here only keeps the log from repeating.
+
+A watch is a doorbell: what it says is not read, only that something changed. So events that come twice, late or out of
+order cannot mislead, and every error ends in the next list.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+from pocketvlm.cluster.api import Api, Away, Refused, connect
+from pocketvlm.cluster.faults import Fault, no_right
+from pocketvlm.cluster.machine import Assessment, StageView, assess, pods_to_ask_about
+from pocketvlm.cluster.metrics import RunMetrics, serve
+from pocketvlm.cluster.objects import Job, Snapshot
+from pocketvlm.cluster.plan import ConductorPlan, SetUpWrong, read_plan
+from pocketvlm.cluster.table import changes, ended_badly, table, trouble_line
+from pocketvlm.cluster.words import Commands
+from pocketvlm.errors import PocketVLMError
+from pocketvlm.progress import Progress, duration
+
+STOPPED = 143
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the conductor bears with what may pass by itself."""
+
+    away_s: float = 1800.0
+    """An API server that does not answer. Stages run on meanwhile."""
+    rights_s: float = 20.0
+    """A right that is refused: a new Role takes a moment to reach every API server."""
+    arrival_s: float = 60.0
+    """A Job that was never seen: helm install may still be at work."""
+    absence_s: float = 5.0
+    """A Job that was seen and is not there."""
+    conflicts: int = 8
+    """Refused releases in a row of what looked releasable."""
+    longest_pause_s: float = 30.0
+    settle_s: float = 0.1
+    """Between a change and the next list: changes come in bursts."""
+
+
+class Conductor:
+    """Conducts one release to its end."""
+
+    def __init__(
+        self, plan: ConductorPlan, api: Api, progress: Progress, metrics: RunMetrics, patience: Patience | None = None
+    ) -> None:
+        self._plan, self._api, self._progress, self._metrics = plan, api, progress, metrics
+        self._patience = patience or Patience()
+        self._commands = Commands.of(plan)
+        self._begun = time.monotonic()
+        self._shown: dict[str, StageView] = {}
+        self._told: set[str] = set()
+        self._absent: dict[str, float] = {}
+        self._seen: set[str] = set()
+        self._failures = 0
+        self._away_since: float | None = None
+        self._refused_since: float | None = None
+        self._conflicts = 0
+        self._short_watches = 0
+        self._last_words: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Returns when all stages are complete. Raises StageFailed, SetUpWrong, or PocketVLMError if the API stays away."""
+        order = ", ".join(stage.name for stage in self._plan.stages)
+        self._progress.line(
+            f"run {self._plan.run} as release {self._plan.release} in namespace {self._plan.namespace}: {order}"
+        )
+        while True:
+            try:
+                if self._round():
+                    return
+            except Away as error:
+                self._bear_absence(str(error))
+            except Refused as error:
+                self._bear_refusal(error)
+
+    def _round(self) -> bool:
+        """One list, what follows from it, and one watch. True: the run is done."""
+        seen, version = self._look()
+        found = assess(self._plan, seen, self._gone(seen))
+        self._show(found, seen)
+        if found.fault:
+            self._fail(found.fault, seen)
+        if found.done:
+            self._progress.line(f"all {len(found.stages)} stages are complete{_whole(found.stages)}")
+            return True
+        if found.release:
+            self._release(found.release)
+            return False
+        self._conflicts = 0
+        self._watch(version, found.look_again_s)
+        self._refused_since = None
+        return False
+
+    def _look(self) -> tuple[Snapshot, str]:
+        seen, version = self._api.look()
+        if self._away_since is not None:
+            self._progress.line(f"the API server answers again after {duration(time.monotonic() - self._away_since)}")
+        self._away_since, self._failures = None, 0
+        events = {one.uid: self._api.warnings_about(one) for one in pods_to_ask_about(self._plan, seen)}
+        return replace(seen, events={uid: text for uid, text in events.items() if text}), version
+
+    def _gone(self, seen: Snapshot) -> frozenset[str]:
+        """Jobs that are not there, and not because they have not been made yet."""
+        now = time.monotonic()
+        here = {name for name, job in seen.jobs.items() if not job.leaving}
+        self._seen |= here
+        self._absent = {stage.job: self._absent.get(stage.job, now) for stage in self._plan.stages if stage.job not in here}
+        return frozenset(
+            name for name, since in self._absent.items()
+            if now - since >= (self._patience.absence_s if name in self._seen else self._patience.arrival_s)
+        )  # fmt: skip
+
+    def _watch(self, version: str, seconds: float) -> None:
+        """Ends with the next list whatever happens; a watch that ends as soon as it begins must not become a storm of lists."""
+        begun = time.monotonic()
+        try:
+            changed = self._api.wait_for_change(version, seconds)
+        except Away:
+            changed = False  # a dropped watch is everyday; whether the API server is there, the list will say
+        except Refused as error:
+            if error.status != 410:
+                raise
+            changed = False
+        if changed:
+            self._short_watches = 0
+            time.sleep(self._patience.settle_s)
+        elif time.monotonic() - begun < 0.5:
+            self._short_watches += 1
+            self._pause(self._short_watches)
+        else:
+            self._short_watches = 0
+
+    def _release(self, job: Job) -> None:
+        stage = next(stage for stage in self._plan.stages if stage.job == job.name)
+        number = self._plan.number(stage.name)
+        why = f"the {self._plan.stages[number - 1].name} is complete" if number else "it is the first"
+        try:
+            self._api.release(job)
+        except Refused as error:
+            if error.status not in (409, 422):
+                raise
+            self._conflicts += 1  # somebody was faster; what is so now, the next list says
+            if self._conflicts >= self._patience.conflicts:
+                raise SetUpWrong(f"the Job {job.name} cannot be released; the API server says: {error}") from error
+            self._pause(self._conflicts - 1)
+            return
+        self._conflicts = 0
+        how = f"to queue {job.queue} of Kueue" if job.queue else "to run"
+        self._progress.line(f"released the {stage.name} {how}: {why}")
+        self._event(job, "StageReleased", f"{stage.name} released {how}: {why}")
+
+    def _show(self, found: Assessment, seen: Snapshot) -> None:
+        """Tells what is new."""
+        self._metrics.update(found.stages)
+        self._tell_attempts(found, seen)
+        lines = list(changes(self._shown, found.stages, self._commands))
+        states = [(view.name, view.state, view.attempts) for view in found.stages]
+        if states != [(view.name, view.state, view.attempts) for view in self._shown.values()]:
+            for line in [*lines, *table(found.stages, seen.now)]:
+                self._progress.line(line)
+            for view in found.stages:
+                if view.state == "complete" and view.job in seen.jobs:
+                    self._event(seen.jobs[view.job], "StageFinished", f"{view.name} complete")
+        self._shown = {view.name: view for view in found.stages}
+        turn = next((view.name for view in found.stages if view.state != "complete"), "")
+        for trouble in found.troubles:
+            key = f"{trouble.pod} {trouble.what} {trouble.limit_s is None}"
+            if key not in self._told and not found.fault:
+                self._told.add(key)
+                self._progress.warn(trouble_line(turn, trouble, seen.now))
+
+    def _tell_attempts(self, found: Assessment, seen: Snapshot) -> None:
+        """Attempts that ended badly, but for the one that ends the run: the report tells of that."""
+        for stage in self._plan.stages:
+            job = seen.jobs.get(stage.job)
+            for pod in seen.pods_of(job) if job else ():
+                if job and job.failing and pod.uid not in self._last_words:
+                    self._last_words[pod.uid] = self._log(pod.name, "")
+                if pod.phase == "Failed" and pod.uid not in self._told:
+                    self._told.add(pod.uid)
+                    if self._shown and not (job and (job.condition or job.failing)):
+                        self._progress.warn(ended_badly(stage.name, pod))
+
+    def _fail(self, fault: Fault, seen: Snapshot) -> None:
+        """Tells the whole of it and raises."""
+        log = self._log(fault.pod, fault.container) if fault.pod else ""
+        if not log and not fault.last_words:
+            job = seen.jobs.get(fault.job)
+            kept = [self._last_words.get(pod.uid, "") for pod in (seen.pods_of(job) if job else ())]
+            log = next((text for text in [*kept, *self._last_words.values()] if text), "")
+        for line in fault.report(log):
+            self._progress.line(line)
+        if fault.job in seen.jobs:
+            self._event(seen.jobs[fault.job], "StageFailed", fault.headline, warning=True)
+        raise fault.error()
+
+    def _log(self, pod: str, container: str) -> str:
+        """The end of a log, or nothing: a log that is out of reach must not hide the fault."""
+        try:
+            return self._api.log(pod, container)
+        except (Away, Refused) as error:
+            self._once(f"the log of {pod} cannot be read: {error}")
+            return ""
+
+    def _event(self, job: Job, reason: str, message: str, *, warning: bool = False) -> None:
+        """An Event that cannot be written is no reason to stop a run."""
+        if f"{job.uid} {reason}" in self._told:
+            return
+        self._told.add(f"{job.uid} {reason}")
+        try:
+            self._api.tell(job, reason, message, warning=warning)
+        except (Away, Refused) as error:
+            self._once(f"no Event was written: {error}")
+
+    def _once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._progress.warn(text)
+
+    def _bear_absence(self, reason: str) -> None:
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+            self._progress.warn(f"no answer from the API server ({reason}); stages run on without it, and this goes on trying")
+        if now - self._away_since > self._patience.away_s:
+            raise PocketVLMError(
+                f"the API server has not answered for {duration(now - self._away_since)}; stages that run are not affected, and "
+                f"Kubernetes starts the conductor again"
+            )
+        self._failures += 1
+        self._pause(self._failures)
+
+    def _bear_refusal(self, error: Refused) -> None:
+        if error.status not in (401, 403):
+            self._bear_absence(f"{error.status}: {error}")
+            return
+        now = time.monotonic()
+        if self._refused_since is None:
+            self._refused_since = now
+        if now - self._refused_since >= self._patience.rights_s:
+            raise no_right(self._plan, str(error))
+        self._once(f"{error}; trying for {duration(self._patience.rights_s)}, since new rights take a moment")
+        time.sleep(min(2.0, self._patience.rights_s / 4))
+
+    def _pause(self, failures: int) -> None:
+        """Doubling, and uneven, so that the conductors of many releases do not come back at once."""
+        time.sleep(min(self._patience.longest_pause_s, 0.25 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
+
+
+def _whole(stages: tuple[StageView, ...]) -> str:
+    started = [view.started for view in stages if view.started is not None]
+    ended = [view.ended for view in stages if view.ended is not None]
+    return f" after {duration(max(ended) - min(started))}" if started and ended else ""
+
+
+def conduct(path: Path) -> None:
+    """Conducts the release that the plan describes. Raises what `Conductor.run` raises."""
+    signal.signal(signal.SIGTERM, _stop)
+    plan = read_plan(path)
+    progress, metrics = Progress("conductor"), RunMetrics(plan)
+    with serve(metrics, plan.metrics.port):
+        try:
+            Conductor(plan, Api(plan, connect()), progress, metrics).run()
+        except PocketVLMError:
+            _linger(plan, progress)
+            raise
+        _linger(plan, progress)
+
+
+def _linger(plan: ConductorPlan, progress: Progress) -> None:
+    """Stays for a last scrape: Prometheus forgets a pod that is gone before it came by."""
+    if plan.metrics.linger_s:
+        progress.line(f"the metrics can be read for another {duration(plan.metrics.linger_s)}")
+        time.sleep(plan.metrics.linger_s)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """At once: there is nothing to save, and the next conductor finds everything in the cluster."""
+    del number, frame
+    os.write(2, b"conductor  stopped; stages run on, and the next conductor goes on from here\n")
+    os._exit(STOPPED)
