@@ -19,7 +19,7 @@ HELP = {
     "report": ["RUN", "--to", "--open", "HTML"],
     "pull": ["NAME", "--version", "--to", "--types", "q8_0", "sha256", "latest"],
     "verify": ["DIR", "sha256", "golden"],
-    "conduct": ["PLAN", "conductor.json", "Jobs", "Kubernetes"],
+    "conduct": ["PLAN", "--check", "conductor.json", "Jobs", "Kubernetes"],
 }
 
 

@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path, metavar="DIR", help="folder of a pulled release")
     conduct = add("conduct", "release the Jobs of a run on Kubernetes one after the other; the chart starts this")
     conduct.add_argument("plan", metavar="PLAN", type=Path, help="conductor.json, as the chart writes it")
+    conduct.add_argument("--check", action="store_true", help="only read the plan and look whether all rights are there")
     return parser
 
 
@@ -80,10 +81,7 @@ def _command(options: argparse.Namespace, environment: Environment) -> int:
     if options.command == "verify":
         return _verify(options.folder, environment)
     if options.command == "conduct":
-        from pocketvlm.cluster.conductor import conduct
-
-        conduct(options.plan)
-        return 0
+        return _conduct(options)
     run_file = read_run_file(options.run_file)
     if options.command == "plan":
         from pocketvlm.plan import plan
@@ -137,6 +135,18 @@ def _pull(options: argparse.Namespace, environment: Environment) -> int:
     types = options.types.split(",") if options.types else None
     release = pull(open_store(environment, read_only=True), options.name, options.version, options.to, types)
     print(f"{release.name} {release.version} is in {options.to}")
+    return 0
+
+
+def _conduct(options: argparse.Namespace) -> int:
+    if options.check:
+        from pocketvlm.cluster.check import check
+
+        print(check(options.plan))
+        return 0
+    from pocketvlm.cluster.conductor import conduct
+
+    conduct(options.plan)
     return 0
 
 

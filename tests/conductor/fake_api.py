@@ -213,6 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, method: str) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path, query = urlsplit(self.path).path, {key: values[-1] for key, values in parse_qs(urlsplit(self.path).query).items()}
+        if path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+            return self._review(json.loads(body)["spec"]["resourceAttributes"])
         resource, name = next(((one, found[2]) for one, pattern in PATHS.items() if (found := pattern.match(path))), ("", ""))
         read = "watch" if query.get("watch", "").lower() == "true" else "get" if name else "list"
         verb = {"PATCH": "patch", "POST": "create"}.get(method, read)
@@ -269,6 +271,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._status(409, f'events "{event["metadata"]["name"]}" already exists', "AlreadyExists")
         self.api._write("events", event)
         return self._send(201, json.dumps(event).encode())
+
+    def _review(self, what: Raw) -> None:
+        resource = what["resource"] + (f"/{what['subresource']}" if what["subresource"] else "")
+        allowed = self.api.forbidden.get((what["verb"], resource), 0) <= 0
+        self._send(201, json.dumps({"kind": "SelfSubjectAccessReview", "status": {"allowed": allowed}}).encode())
 
     def _patch(self, name: str, patch: list[Raw]) -> None:
         self.api.before_patch(name)

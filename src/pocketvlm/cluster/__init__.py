@@ -9,5 +9,6 @@
     table.py      the lines and the table of the log
     api.py        the Kubernetes API; the only file that imports `kubernetes`
     metrics.py    where the run stands, for Prometheus
+    check.py      whether all rights are there
     conductor.py  list, act, watch, and list again
 """

@@ -79,6 +79,7 @@ class Api:
         self._plan = plan
         self._limits = limits or Limits()
         self._batch, self._core = client.BatchV1Api(made), client.CoreV1Api(made)
+        self._authorization = client.AuthorizationV1Api(made)
         names = ",".join(stage.name for stage in plan.stages)
         # Lists cost what this release costs, whatever else lies in the namespace.
         self._jobs = f"app.kubernetes.io/instance={plan.release},app.kubernetes.io/component in ({names})"
@@ -145,7 +146,7 @@ class Api:
                 raise
             self._events_allowed = False
             return ""
-        newest: dict[str, Any] = max(found["items"], key=lambda one: one.get("lastTimestamp") or one.get("eventTime") or "", default={})
+        newest: dict[str, Any] = max(found["items"], key=_time_of_event, default={})
         return str(newest.get("message", ""))
 
     def tell(self, job: Job, reason: str, message: str, *, warning: bool = False) -> None:
@@ -167,6 +168,17 @@ class Api:
         except Refused as refused:
             if refused.status != 409:
                 raise
+
+    def may(self, verb: str, group: str, resource: str, subresource: str = "", name: str = "") -> bool:
+        """Whether the conductor has a right, as the API server sees it."""
+        what = {"namespace": self._plan.namespace, "verb": verb, "group": group, "resource": resource,
+                "subresource": subresource, "name": name}  # fmt: skip
+        review = {"kind": "SelfSubjectAccessReview", "spec": {"resourceAttributes": what}}
+        with _plain_errors():
+            answer = self._authorization.create_self_subject_access_review(
+                review, _preload_content=False, _request_timeout=self._timeout
+            )
+            return bool(json.loads(answer.read())["status"]["allowed"])
 
     @property
     def _timeout(self) -> tuple[float, float]:
@@ -197,6 +209,10 @@ def _plain_errors() -> Iterator[None]:
         raise Away(_first(error.reason or error)) from error
     except (urllib3.exceptions.HTTPError, OSError, ValueError, KeyError) as error:
         raise Away(_first(error)) from error
+
+
+def _time_of_event(event: dict[str, Any]) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
 def _sentence(error: ApiException) -> str:

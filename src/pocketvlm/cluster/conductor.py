@@ -20,7 +20,7 @@ from pocketvlm.cluster.machine import Assessment, StageView, assess, pods_to_ask
 from pocketvlm.cluster.metrics import RunMetrics, serve
 from pocketvlm.cluster.objects import Job, Snapshot
 from pocketvlm.cluster.plan import ConductorPlan, SetUpWrong, read_plan
-from pocketvlm.cluster.table import changes, ended_badly, table, trouble_line
+from pocketvlm.cluster.table import changes, ended_badly, table, trouble_lines
 from pocketvlm.cluster.words import Commands
 from pocketvlm.errors import PocketVLMError
 from pocketvlm.progress import Progress, duration
@@ -177,7 +177,10 @@ class Conductor:
             key = f"{trouble.pod} {trouble.what} {trouble.limit_s is None}"
             if key not in self._told and not found.fault:
                 self._told.add(key)
-                self._progress.warn(trouble_line(turn, trouble, seen.now))
+                first, *rest = trouble_lines(turn, trouble, seen.now)
+                self._progress.warn(first)
+                for line in rest:
+                    self._progress.line(line)
 
     def _tell_attempts(self, found: Assessment, seen: Snapshot) -> None:
         """Attempts that ended badly, but for the one that ends the run: the report tells of that."""

@@ -31,6 +31,8 @@ class Fault:
     facts: tuple[tuple[str, str], ...] = ()
     """Label and text; a text without a label goes on with the one above."""
     to_do: tuple[str, ...] = ()
+    again: str = ""
+    """The way to another try."""
     more: tuple[str, ...] = ()
     """Commands that show more."""
     pod: str = ""
@@ -44,14 +46,15 @@ class Fault:
     def error(self) -> PocketVLMError:
         """What the conductor ends with, after the report."""
         if self.set_up:
-            return SetUpWrong(f"{self.headline}; what to do is above")
-        return StageFailed(f"{self.headline}; its reason is above")
+            return SetUpWrong(f"{self.headline.rstrip('.')}; what to do is above")
+        return StageFailed(f"{self.headline.rstrip('.')}; what to do is above")
 
     def report(self, log: str = "") -> list[str]:
         """The lines of the report. `log`: the end of the pod's log."""
         before, said = split_log(log or self.last_words)
         lines = [f"FAILED: {self.headline}", *(f"    {line}" for line in said)]
-        rows = [*self.facts, *_labelled("before", before), *_labelled("to do", self.to_do), *_labelled("more", self.more)]
+        rows = [*self.facts, *_labelled("before", before), *_labelled("to do", self.to_do), *_labelled("again", [self.again]),
+                *_labelled("more", self.more)]  # fmt: skip
         return [*lines, *(f"  {label:<8}{text}" for label, text in rows)]
 
 
@@ -73,7 +76,8 @@ def failed(case: Case) -> Fault:
         job=job.name,
         headline=headline,
         facts=tuple(_facts(case, pod, broken)),
-        to_do=(*to_do, case.commands.again),
+        to_do=tuple(to_do),
+        again=case.commands.again,
         more=tuple(more),
         pod=pod.name if pod else "",
         container=broken.name if broken else "",
@@ -101,10 +105,8 @@ def _facts(case: Case, pod: Pod | None, broken: Container | None) -> Iterator[tu
         yield "", job.message
     if pod:
         yield "pod", _where(pod) + (f", container {broken.name}" if broken else "")
-        if pod.reason or pod.message:
+        if broken and (pod.reason or pod.message):
             yield "", f"{pod.reason}: {pod.message}".strip(": ")
-    if broken and broken.exit_code:
-        yield "exit", exit_meaning(broken.exit_code, broken.ended_reason)
 
 
 def _where(pod: Pod) -> str:
@@ -122,6 +124,8 @@ def _why(case: Case, pod: Pod | None, broken: Container | None) -> tuple[str, li
         reason, message = (pod.reason, pod.message) if pod and pod.reason else (job.reason, job.message)
         return f"the {stage} failed, {reason}: {message}".rstrip(": "), []
     meaning = exit_meaning(broken.exit_code, broken.ended_reason)
+    if job.failed_shards:
+        return f"shard {job.failed_shards} of the {stage} failed with exit {meaning}", list(_advice(case, broken))
     if job.reason == "BackoffLimitExceeded" and job.failed > 1:
         return f"the {stage} failed {job.failed} times, the last time with exit {meaning}", list(_advice(case, broken))
     return f"the {stage} failed with exit {meaning}", list(_advice(case, broken))
@@ -155,7 +159,8 @@ def missing(plan: ConductorPlan, stage: StagePlan) -> Fault:
         job=stage.job,
         headline=f"the Job {stage.job} of the {stage.name} is not in namespace {plan.namespace}",
         facts=(("why", "somebody deleted it; or a clean-up of finished Jobs did, such as ttlSecondsAfterFinished"),),
-        to_do=("nothing that was finished is lost", commands.again),
+        to_do=("nothing: what was finished is not lost",),
+        again=commands.again,
         more=(commands.kubectl("get jobs,events"),),
     )
 
@@ -189,7 +194,8 @@ def _hands_off(case: Case, headline: str, suspend: str, to_do: list[str]) -> Fau
         job=job.name,
         headline=headline,
         facts=(("why", f"spec.suspend of {job.name} is {suspend}, set by {who}"),),
-        to_do=(*to_do, case.commands.again),
+        to_do=tuple(to_do),
+        again=case.commands.again,
         more=(case.commands.kubectl(f"get job {job.name} -o yaml --show-managed-fields"),),
         set_up=True,
     )
@@ -197,17 +203,15 @@ def _hands_off(case: Case, headline: str, suspend: str, to_do: list[str]) -> Fau
 
 def never_started(case: Case, trouble: Trouble) -> Fault:
     """A stage that could not start until its deadline."""
-    facts = [("reason", f"{trouble.reason}: {trouble.what}")]
-    if trouble.says:
-        facts.append(("", trouble.says))
+    facts = [("reason", f"{trouble.reason}: {trouble.says}".rstrip(": "))]
     facts += [("pod", _where(pod)) for pod in case.pods if pod.name == trouble.pod]
     return Fault(
         stage=case.stage.name,
         job=case.job.name,
         headline=f"the {case.stage.name} could not start within {duration(trouble.limit_s or 0)}: {trouble.what}",
         facts=tuple(facts),
-        to_do=(trouble.to_do, f"its pod is left as it is; if it only needs more time, raise {trouble.limit_name}",
-               case.commands.again),
+        to_do=(trouble.to_do, f"its pod is left to be looked at; if it only needs more time, raise {trouble.limit_name}"),
+        again=case.commands.again,
         more=(trouble.more,),
     )
 

@@ -122,7 +122,7 @@ def _state(case: Case, troubles: list[Trouble]) -> str:
 
 def _note(case: Case, state: str, troubles: list[Trouble]) -> str:
     if troubles:
-        return f"{troubles[0].reason}: {troubles[0].what}"
+        return f"{troubles[0].reason}{f' of {troubles[0].pod}' if troubles[0].pod else ''}"
     if state == "queued":
         return f"in queue {case.job.queue} of Kueue"
     if state == "failed":

@@ -26,8 +26,8 @@ class RunMetrics(Collector):
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """The metrics. A time that has not come has no sample: 0 would be 1970."""
-        run = GaugeMetricFamily("pocketvlm_run_info", "Which run this is.", labels=["run", "release"])
-        run.add_metric([self._plan.run, self._plan.release], 1)
+        run = GaugeMetricFamily("pocketvlm_run_info", "Which run this is.", labels=["run"])
+        run.add_metric([self._plan.run], 1)
         state = GaugeMetricFamily("pocketvlm_stage_state", "1 for the state that a stage is in.", labels=["stage", "state"])
         started = GaugeMetricFamily("pocketvlm_stage_start_timestamp_seconds", "When a stage was released.", labels=["stage"])
         ended = GaugeMetricFamily("pocketvlm_stage_end_timestamp_seconds", "When a stage ended.", labels=["stage"])

@@ -43,6 +43,8 @@ class Job:
     ended: float | None
     failed: int
     """Pods that failed and count."""
+    failed_shards: str
+    """Of an Indexed Job, such as `1,3-5`."""
     deadline_s: int | None
     suspender: str
     """Who last set spec.suspend, from managedFields."""
@@ -149,6 +151,7 @@ def read_job(raw: Raw) -> Job:
         started=seconds(status.get("startTime")),
         ended=seconds(ended),
         failed=int(status.get("failed") or 0),
+        failed_shards=str(status.get("failedIndexes") or ""),
         deadline_s=spec.get("activeDeadlineSeconds"),
         suspender=_who_set_suspend(meta.get("managedFields") or ()),
         leaving=bool(meta.get("deletionTimestamp")),

@@ -65,15 +65,15 @@ def ended_badly(stage: str, pod: Pod) -> str:
     return f"an attempt of the {stage} ended, {pod.reason or 'failed'}{f': {pod.message}' if pod.message else ''}; pod {pod.name}"
 
 
-def trouble_line(stage: str, trouble: Trouble, now: float) -> str:
+def trouble_lines(stage: str, trouble: Trouble, now: float) -> list[str]:
     """A warning: what keeps the stage from running, what to do, and when it ends the run."""
     parts = [f"the {stage} cannot run: {trouble.what} ({trouble.reason})"]
     if trouble.limit_s is None:
         parts = [f"the {stage}: {trouble.what} ({trouble.reason})"]
     if trouble.says:
         parts.append(f"Kubernetes says: {trouble.says.strip()}")
-    parts.append(f"to do: {trouble.to_do}")
+    parts.append(f"to do: {trouble.to_do}{f'; {trouble.heals}' if trouble.heals else ''}")
     parts.append(f"more: {trouble.more}")
     if trouble.deadline is not None:
         parts.append(f"if nothing changes the run fails in {duration(max(0.0, trouble.deadline - now))} ({trouble.limit_name})")
-    return "\n  ".join(parts)
+    return [parts[0], *(f"  {part}" for part in parts[1:])]

@@ -29,7 +29,8 @@ SANDBOX_PATIENCE_S = 30.0
 """Mounts and network take about a second. Without the right to list Events this is how their absence shows."""
 POD_PATIENCE_S = 15.0
 LEAVE_PATIENCE_S = 60.0
-HEALS = "the pod then starts by itself within two minutes. If the {} is wrong, correct it in the values"
+HEALS = "its pod then starts by itself within two minutes"
+LARGE = "nothing, if it is large or its registry is slow: the run goes on"
 AS_SAID = "see what Kubernetes says about it"
 
 
@@ -45,6 +46,8 @@ class Trouble:
     to_do: str
     more: str
     """The command that shows more."""
+    heals: str = ""
+    """What happens by itself once that is done, while the conductor is there."""
     pod: str = ""
     since: float = 0.0
     limit_s: float | None = None
@@ -102,43 +105,50 @@ def _on_node(case: Case, pod: Pod) -> Iterator[Trouble]:
         yield _no_sandbox(case, pod, event)
     elif since > case.stage.startup_timeout_s:
         images = ", ".join(one.image for one in pod.containers)
-        yield Trouble("ContainerCreating", f"the node still pulls {images}", "", "the run goes on, since large images and slow "
-                      "registries take their time", case.commands.describe("pod", pod.name), pod.name, _placed(pod))  # fmt: skip
+        yield Trouble("ContainerCreating", f"the node still pulls {images}", "", LARGE, case.commands.describe("pod", pod.name),
+                      pod=pod.name, since=_placed(pod))  # fmt: skip
 
 
 def _placed(pod: Pod) -> float:
     return pod.placed or pod.created
 
 
-def _stuck(case: Case, pod: Pod, reason: str, what: str, says: str, to_do: str) -> Trouble:
+def _stuck(case: Case, pod: Pod, reason: str, says: str, what: str, to_do: str, heals: str = "") -> Trouble:
     """Trouble of a pod that has a node."""
-    return Trouble(reason, what, says, to_do, case.commands.describe("pod", pod.name), pod.name, _placed(pod),
-                   case.stage.startup_timeout_s, case.value("startupTimeoutSeconds"))  # fmt: skip
+    return Trouble(
+        reason=reason,
+        what=what,
+        says=says,
+        to_do=to_do,
+        more=case.commands.describe("pod", pod.name),
+        heals=heals,
+        pod=pod.name,
+        since=_placed(pod),
+        limit_s=case.stage.startup_timeout_s,
+        limit_name=case.value("startupTimeoutSeconds"),
+    )
 
 
 def _waiting(case: Case, pod: Pod, container: Container) -> Trouble:
     says = container.waiting_message
+    words: tuple[str, ...] = f"the container {container.name} cannot be made", AS_SAID
     if container.waiting in IMAGE_REASONS:
-        what, to_do = _image(case, container)
+        words = _image(case, container)
     elif container.waiting == "CreateContainerConfigError":
-        what, to_do = _settings(case, says)
-    else:
-        what, to_do = f"the container {container.name} cannot be made", AS_SAID
-    return _stuck(case, pod, container.waiting, what, says, to_do)
+        words = _settings(case, says)
+    return _stuck(case, pod, container.waiting, says, *words)
 
 
 def _image(case: Case, container: Container) -> tuple[str, str]:
-    name, key = f'"{container.image}"', case.value("image")
+    name, correct = f'"{container.image}"', f"correct registry, name, tag or digest in the values image or {case.value('image')}"
     if container.waiting == "InvalidImageName":
-        return f"{name} is no name of an image", f"correct repository, tag or digest in {key}"
+        return f"{name} is no name of an image", correct
     if container.waiting == "ErrImageNeverPull":
-        return f"the image {name} is not on the node and must not be pulled", f"load it there, or change {key}.pullPolicy"
-    return f"the image {name} cannot be pulled", (
-        f"correct repository, tag or digest in {key}, or push this image, or name the pull secret of its registry in "
-        "imagePullSecrets")  # fmt: skip
+        return f"the image {name} is not on the node and must not be pulled", "load it there, or change image.pullPolicy"
+    return f"the image {name} cannot be pulled", f"{correct}; or push it; or name the registry's pull secret in image.pullSecrets"
 
 
-def _settings(case: Case, says: str) -> tuple[str, str]:
+def _settings(case: Case, says: str) -> tuple[str, ...]:
     """CreateContainerConfigError: what the container is told does not exist."""
     missing = re.search(r'(secret|configmap) "([^"]+)" not found', says)
     if missing:
@@ -157,36 +167,33 @@ def _no_sandbox(case: Case, pod: Pod, event: str) -> Trouble:
     missing = re.search(r'(secret|configmap|persistentvolumeclaim) "(?:[^"/]+/)?([^"]+)" not found', event)
     key = re.search(r"references non-existent (secret|config) key: ([^\s,]+)", event)
     if missing:
-        return _stuck(case, pod, "FailedMount", *_told(event, _absent(KINDS[missing[1]], missing[2])))
+        return _stuck(case, pod, "FailedMount", event, *_absent(KINDS[missing[1]], missing[2]))
     if key:
         kind = KINDS[key[1]]
         holder = " or ".join(one for one in pod.mounts if one.startswith(kind)) or f"a {kind}"
-        return _stuck(case, pod, "FailedMount", *_told(event, _no_key(key[2], holder)))
+        return _stuck(case, pod, "FailedMount", event, *_no_key(key[2], holder))
     to_do = AS_SAID
     if not event:
         to_do = f"look whether all that it mounts exists: {', '.join(pod.mounts) or 'nothing'}; else look at the node's network"
-    return _stuck(case, pod, "ContainerCreating", "its volumes are not mounted, or its network is not there", event, to_do)
+    return _stuck(case, pod, "ContainerCreating", event, "its volumes are not mounted, or its network is not there", to_do)
 
 
-def _told(says: str, both: tuple[str, str]) -> tuple[str, str, str]:
-    return both[0], says, both[1]
+def _absent(kind: str, name: str) -> tuple[str, str, str]:
+    return f"the {kind} {name} does not exist", "make it, or correct its name in the values if it is called otherwise", HEALS
 
 
-def _absent(kind: str, name: str) -> tuple[str, str]:
-    return f"the {kind} {name} does not exist", f"make the {kind} {name}: {HEALS.format('name')}"
-
-
-def _no_key(key: str, holder: str) -> tuple[str, str]:
-    return f"{holder} has no key {key}", f"add the key {key}: {HEALS.format('key')}"
+def _no_key(key: str, holder: str) -> tuple[str, str, str]:
+    return f"{holder} has no key {key}", "add it, or correct its name in the values if it is called otherwise", HEALS
 
 
 def _without_node(case: Case, pod: Pod) -> Iterator[Trouble]:
     others = [other for other in case.pods if other is not pod]
+    lacking = _lacking(pod)
     since = max([pod.created, *(other.ended for other in others if other.phase in ("Succeeded", "Failed"))])
     if case.now - since > PLACE_PATIENCE_S:
         yield Trouble(
             reason=pod.place_reason or "Pending",
-            what="no node takes it",
+            what=f"no node has enough {' and '.join(lacking)} free" if lacking else "no node takes its pod",
             says=pod.place_message,
             to_do="; ".join(_hints(case, pod)) or (AS_SAID if pod.place_message else "is a scheduler running?"),
             more=case.commands.describe("pod", pod.name),
@@ -198,18 +205,21 @@ def _without_node(case: Case, pod: Pod) -> Iterator[Trouble]:
         )
 
 
+def _lacking(pod: Pod) -> list[str]:
+    return list(dict.fromkeys(re.findall(r"Insufficient ([\w./-]*\w)", pod.place_message)))
+
+
 def _hints(case: Case, pod: Pod) -> Iterator[str]:
     """What the scheduler's sentence asks of a person."""
-    for resource in dict.fromkeys(re.findall(r"Insufficient ([\w./-]*\w)", pod.place_message)):
+    for resource in _lacking(pod):
         asked = next((one.requests.get(resource) or one.limits[resource] for one in pod.containers
                       if resource in (*one.requests, *one.limits)), "")  # fmt: skip
-        node, key = ("a node that has it", "gpu.count") if "/" in resource else ("a larger node", "resources")
-        yield (f"it asks for {resource}{f': {asked}' if asked else ''} and no node has that free: add {node}, or ask for less in "
-               f"{case.value(key)}")  # fmt: skip
+        node, key = ("a node that has it", "gpus") if "/" in resource else ("a larger node", "resources")
+        yield f"it asks for {resource}{f': {asked}' if asked else ''}: add {node}, or ask for less in {case.value(key)}"
     if "untolerated taint" in pod.place_message:
-        yield f"nodes have a taint that it does not tolerate: add it to {case.value('tolerations')}"
+        yield f"nodes have a taint that it does not tolerate: add it to {case.value('tolerations')}, or choose its preset"
     if "node affinity/selector" in pod.place_message:
-        yield (f"no node has the labels that {case.value('nodeSelector')}, its affinity or its GPU preset ask for: compare "
+        yield (f"no node has the labels that {case.value('nodeSelector')}, its affinity or its preset ask for: compare "
                "`kubectl get nodes --show-labels`")  # fmt: skip
     if "persistentvolumeclaim" in pod.place_message.lower():
         yield f"a volume that it claims is not there: see `{case.commands.kubectl('get pvc')}`"

@@ -82,5 +82,5 @@ class Commands:
     @property
     def again(self) -> str:
         """The way to another try."""
-        return (f"then helm uninstall {self.release} -n {self.namespace} --wait, and the same helm install again: "
-                "what was finished is found in the store and skipped")  # fmt: skip
+        return (f"helm uninstall {self.release} -n {self.namespace} --wait, then the same helm install: what was finished is "
+                "found in the store and skipped")  # fmt: skip
