@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketvlm.environment import Environment, read_environment
+from pocketvlm.environment import Environment, Shard, read_environment
 from pocketvlm.errors import UserError
 
 VARIABLES = [str(field.validation_alias) for field in Environment.model_fields.values()] + ["AWS_ENDPOINT_URL"]
@@ -103,3 +103,63 @@ def test_the_home_folder_is_resolved_in_the_cache_path(monkeypatch: pytest.Monke
 
 def test_threads_default_to_the_cores_that_the_process_may_use() -> None:
     assert read_environment().thread_count() >= 1
+
+
+@pytest.mark.parametrize("variable", ["STORE", "CACHE", "SHARDS", "METRICS_PORT", "REGION"])
+def test_a_variable_of_somebody_else_is_not_ours(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Kubernetes sets METRICS_PORT=tcp://... in every pod of a namespace that has a Service `metrics`."""
+    before = read_environment()
+    monkeypatch.setenv(variable, "tcp://10.96.0.7:9090")
+    assert read_environment() == before
+
+
+def test_without_shards_a_process_does_all_of_the_work_whatever_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_environment().shard() == Shard(0, 1)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")  # Kubernetes sets it in every Indexed Job, a trainer's too
+    assert read_environment().shard() == Shard(0, 1)
+
+
+@pytest.mark.parametrize(("shards", "index", "expected"), [("1", None, Shard(0, 1)), ("3", "2", Shard(2, 3))])
+def test_a_pod_of_an_indexed_job_knows_its_share(
+    monkeypatch: pytest.MonkeyPatch, shards: str, index: str | None, expected: Shard
+) -> None:
+    monkeypatch.setenv("POCKETVLM_SHARDS", shards)
+    if index:
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
+    assert read_environment().shard() == expected
+
+
+def test_shards_without_an_index_are_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETVLM_SHARDS", "3")
+    with pytest.raises(UserError, match=r"POCKETVLM_SHARDS=3: JOB_COMPLETION_INDEX is not set.*completionMode: Indexed"):
+        read_environment().shard()
+
+
+def test_an_index_beyond_the_shards_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETVLM_SHARDS", "3")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
+    with pytest.raises(UserError, match=r"JOB_COMPLETION_INDEX=3: POCKETVLM_SHARDS=3 has the shares 0 to 2; set both"):
+        read_environment().shard()
+
+
+@pytest.mark.parametrize(("variable", "value"), [("POCKETVLM_SHARDS", "0"), ("POCKETVLM_METRICS_PORT", "70000"),
+                                                 ("JOB_COMPLETION_INDEX", "-1")])  # fmt: skip
+def test_a_number_out_of_range_names_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=f"environment variable {variable}"):
+        read_environment()
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_every_item_is_in_exactly_one_share_and_batches_stay_together(count: int, batch: int) -> None:
+    shares = [Shard(index, count).take(range(23), batch) for index in range(count)]
+    assert sorted(item for share in shares for item in share) == list(range(23))
+    assert {len({item // batch for item in share} & {item // batch for item in other})
+            for share in shares for other in shares if share is not other} <= {0}  # fmt: skip
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POCKETVLM_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(UserError, match="set HOME or POCKETVLM_CACHE"):
+        read_environment()
