@@ -1,4 +1,7 @@
-"""What a person sees of a stage: one line per event, a bar on a terminal, plain lines with rate and ETA elsewhere."""
+"""What a person sees of a stage: one line per event, a bar on a terminal, plain lines with rate and ETA elsewhere.
+
+The same numbers go to `/metrics`, where it is served.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,14 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
+from pocketvlm.metrics import DONE, ETA, RATE, TOTAL, Metrics
+
 LINE_EVERY_S = 5.0
 """Plain lines of one activity come at most this often; the last one always comes."""
 BAR_WIDTH = 24
+
+Number = float | str | Mapping[str, float]
+"""A mapping is shown as its sum and exported by its labels; a text is only shown."""
 
 
 class Progress:
@@ -17,6 +25,7 @@ class Progress:
 
     def __init__(self, stage: str = "", stream: TextIO | None = None) -> None:
         self.stage = stage
+        self.metrics = Metrics(stage)
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._activity: tuple[str, int] | None = None
@@ -33,16 +42,20 @@ class Progress:
         """Something that a person should know and that does not stop the run."""
         self.line(f"warning: {text}")
 
-    def step(self, done: int, total: int, unit: str, **numbers: float | str) -> None:
-        """`done` of `total` units of one activity; `numbers` are shown beside it."""
+    def step(
+        self, done: int, total: int, unit: str, *, unseen: Mapping[str, Number] | None = None, **numbers: Number
+    ) -> None:
+        """`done` of `total` units of one activity; `numbers` are shown beside it, `unseen` ones only exported."""
         now = time.monotonic()
         if self._activity != (unit, total) or done < self._begun_at:
             self._activity, self._started, self._printed, self._begun_at = (unit, total), now, 0.0, max(0, done - 1)
+        rate = self._rate(done, now)
+        self._export(done, total, unit, rate, {**numbers, **(unseen or {})})
         last = done >= total
         if not last and now - self._printed < (0.1 if self._terminal else LINE_EVERY_S):
             return
         self._printed = now
-        text = f"{done}/{total} {unit}{self._pace(done, total, now)}{_shown(numbers)}"
+        text = f"{done}/{total} {unit}{_pace(total - done, rate)}{_shown(numbers)}"
         if self._terminal:
             filled = BAR_WIDTH * done // max(total, 1)
             self._write(f"\r\x1b[K{self._prefix()}{'█' * filled}{'░' * (BAR_WIDTH - filled)} {text}")
@@ -52,13 +65,20 @@ class Progress:
         else:
             self._write(f"{self._prefix()}{text}\n")
 
-    def _pace(self, done: int, total: int, now: float) -> str:
+    def _rate(self, done: int, now: float) -> float | None:
+        """Units a second; None while it would be a guess."""
         spent, made = now - self._started, done - self._begun_at
-        if spent < 0.5 or made <= 1:
-            return ""
-        rate = made / spent
-        left = "" if done >= total else f", {duration((total - done) / rate)} left"
-        return f" · {rate:.3g}/s{left}"
+        return None if spent < 0.5 or made <= 1 else made / spent
+
+    def _export(self, done: int, total: int, unit: str, rate: float | None, numbers: Mapping[str, Number]) -> None:
+        self.metrics.set(DONE, done, unit)
+        self.metrics.set(TOTAL, total, unit)
+        if rate is not None:
+            self.metrics.set(RATE, rate, unit)
+            self.metrics.set(ETA, max(0, total - done) / rate, unit)
+        for name, value in numbers.items():
+            if not isinstance(value, str):
+                self.metrics.set_number(name, value)
 
     def _prefix(self) -> str:
         return f"{self.stage:<10} " if self.stage else ""
@@ -83,6 +103,15 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _shown(numbers: Mapping[str, float | str]) -> str:
-    parts = [f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in numbers.items()]
+def _pace(left: int, rate: float | None) -> str:
+    if rate is None:
+        return ""
+    return f" · {rate:.3g}/s" + (f", {duration(left / rate)} left" if left > 0 else "")
+
+
+def _shown(numbers: Mapping[str, Number]) -> str:
+    parts = []
+    for name, value in numbers.items():
+        number = sum(value.values()) if isinstance(value, Mapping) else value
+        parts.append(f"{name} {number if isinstance(number, str) else f'{number:.4g}'}")
     return f" · {', '.join(parts)}" if parts else ""

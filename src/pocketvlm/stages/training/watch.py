@@ -116,12 +116,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         }
 
     def _tell(self, point: CurvePoint, measured: dict[str, Any]) -> None:
-        shown: dict[str, float | str] = {"loss": point.loss or 0.0, "lr": point.learning_rate or 0.0,
-                                         "samples/s": measured["samples_per_s"]}  # fmt: skip
+        shown: dict[str, float] = {"loss": point.loss or 0.0, "lr": point.learning_rate or 0.0,
+                                   "samples/s": measured["samples_per_s"]}  # fmt: skip
         if self.state.best:
             shown["best accuracy"] = self.state.best.accuracy
+        unseen = {"phase": self._plan.index + 1, "epoch": point.epoch, "accuracy": point.validation_accuracy,
+                  "validation loss": point.validation_loss, **_gpu_bytes()}  # fmt: skip
         done = self._plan.steps_before + self.state.step
-        self._progress.step(done, self._plan.steps_of_all, "steps", **shown)
+        self._progress.step(done, self._plan.steps_of_all, "steps", **shown,
+                            unseen={name: value for name, value in unseen.items() if value is not None})  # fmt: skip
         numbers = point.model_dump(exclude_none=True)
         if point.validation_accuracy is not None:
             self._progress.line(json.dumps({**numbers, **measured}))
@@ -139,6 +142,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
     def _of_trainer(self) -> PhaseTrainer:
         assert self.trainer is not None, "set before training starts"
         return self.trainer
+
+
+def _gpu_bytes() -> dict[str, float]:
+    """What tensors take on the GPU, now and at most; nothing on a machine without one."""
+    if not torch.cuda.is_available():
+        return {}
+    return {"GPU memory": torch.cuda.memory_allocated(), "GPU peak": torch.cuda.max_memory_allocated()}
 
 
 def memory_mb() -> dict[str, float]:
