@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from pocketvlm.artifacts.s3_errors import code_of, explain, status_of
 from pocketvlm.artifacts.store import KeyMissing, Store, Stored, check_key
-from pocketvlm.errors import ConditionIgnored, CredentialsError, StoreUnavailable, UserError
+from pocketvlm.errors import BucketMissing, ConditionIgnored, CredentialsError, StoreUnavailable, UserError
 
 Result = TypeVar("Result")
 
@@ -34,6 +34,8 @@ THREADS = 8
 """Parts of one file at once; one connection gives about 85 MB/s."""
 SLOWEST_BYTES_PER_S = 1_000_000
 """A transfer slower than this ends with StoreUnavailable."""
+DEADLINE_S = 75.0
+"""Carries every request over a minute without the store, as when its pod moves: a try comes at least every 5 s."""
 
 
 class S3Store(Store):
@@ -53,7 +55,7 @@ class S3Store(Store):
         secret_access_key: SecretStr | None = None,
         session_token: SecretStr | None = None,
         part_bytes: int = PART_BYTES,
-        deadline_s: float = 60.0,
+        deadline_s: float = DEADLINE_S,
         timeout_s: float = 30.0,
     ) -> None:
         """Connects to nothing yet. Raises UserError for a URL, endpoint or pair of keys that cannot work."""
@@ -65,9 +67,10 @@ class S3Store(Store):
             missing = "AWS_SECRET_ACCESS_KEY" if access_key_id else "AWS_ACCESS_KEY_ID"
             raise CredentialsError(f"store {url}: {missing} is not set; set both keys, or none for workload identity")
         self.url = url
-        self._bucket = bucket
+        self._bucket, self._region = bucket, region
         self._prefix = f"{prefix}/" if prefix else ""
-        self._where = f"store {url}" + (f" at {endpoint_url}" if endpoint_url else "")
+        self.place = f"store {url}" + (f" at {endpoint_url}" if endpoint_url else "")
+        """For messages."""
         self._deadline_s = deadline_s
         self._transfer = TransferConfig(
             multipart_threshold=part_bytes, multipart_chunksize=part_bytes, max_concurrency=THREADS,
@@ -91,7 +94,7 @@ class S3Store(Store):
             )
             self._client, self._transfer_client = client(1), client(4)
         except (ValueError, BotoCoreError) as error:
-            raise UserError(f"{self._where}: {error}; check AWS_ENDPOINT_URL_S3 and AWS_REGION") from error
+            raise UserError(f"{self.place}: {error}; check AWS_ENDPOINT_URL_S3 and AWS_REGION") from error
 
     def read(self, key: str) -> bytes:
         return self._get(key)[0]
@@ -142,6 +145,28 @@ class S3Store(Store):
             for _ in pool.map(self._delete_one, keys):
                 pass
 
+    def make_bucket(self) -> bool:
+        """Makes the bucket unless it is there. Raises UserError when it is somebody else's."""
+        try:
+            self._try("find", f"bucket {self._bucket}", lambda: self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1))
+            return False
+        except BucketMissing:
+            return self._try("make", f"bucket {self._bucket}", self._make_bucket)
+
+    def _make_bucket(self) -> bool:
+        # AWS wants every region named but this one.
+        place = {} if self._region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
+        try:
+            self._client.create_bucket(Bucket=self._bucket, **place)
+        except ClientError as error:
+            if code_of(error) == "BucketAlreadyOwnedByYou":  # somebody was faster
+                return False
+            if code_of(error) == "BucketAlreadyExists":
+                raise UserError(f"{self.place}: the bucket {self._bucket} belongs to somebody else; name another one in "
+                                "POCKETVLM_STORE") from error
+            raise
+        return True
+
     def _delete_one(self, key: str) -> None:
         self._try("delete", key, lambda: self._client.delete_object(**self._at(key)))
 
@@ -171,7 +196,7 @@ class S3Store(Store):
             except ClientError as error:
                 code, status = code_of(error), status_of(error)
                 if code == "NotImplemented":
-                    raise ConditionIgnored(f"{self._where}: has no {next(iter(condition))} for PUT; use a store with "
+                    raise ConditionIgnored(f"{self.place}: has no {next(iter(condition))} for PUT; use a store with "
                                            "conditional writes (AWS S3, MinIO of 2025 or later, Ceph)") from error
                 if code == "NoSuchKey" or (status == 412 and first):
                     return False
@@ -205,7 +230,7 @@ class S3Store(Store):
             try:
                 return attempt()
             except (BotoCoreError, ClientError, Boto3Error) as error:
-                failure = explain(error, f"{self._where}: cannot {verb} {key}", self._bucket)
+                failure = explain(error, f"{self.place}: cannot {verb} {key}", self._bucket)
                 # Full jitter, so that many pods do not come back at the same moment.
                 pause = random.uniform(0, min(5.0, 0.2 * 2**count))
                 if not isinstance(failure, StoreUnavailable) or time.monotonic() + pause > deadline:
