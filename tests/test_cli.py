@@ -20,6 +20,7 @@ HELP = {
     "pull": ["NAME", "--version", "--to", "--types", "q8_0", "sha256", "latest"],
     "verify": ["DIR", "sha256", "golden"],
     "conduct": ["PLAN", "--check", "conductor.json", "Jobs", "Kubernetes"],
+    "bucket": ["--check", "--deadline-s", "120", "wait"],
 }
 
 

@@ -37,6 +37,7 @@ OWNERS = {
     "openai": ("teacher/",),
     "kubernetes": ("cluster/api.py",),
     "sklearn": ("sources/digits.py",),
+    "prometheus_client": ("metrics.py", "cluster/"),
     "pydantic_settings": ("environment.py",),
     "yaml": ("run_file.py", "artifacts/run_record.py"),  # the second only writes: see the test of readers
 }
@@ -56,6 +57,8 @@ STRANGERS = {
     "run_file.py": ("artifacts", "stages", "student", "sources", "llamacpp", "environment", "cli"),
     "environment.py": ("artifacts", "stages", "student", "sources", "llamacpp", "run_file", "cli"),
     "progress.py": ("artifacts", "stages", "student", "sources", "llamacpp", "run_file", "environment", "cli"),
+    "metrics.py": ("artifacts", "stages", "student", "sources", "llamacpp", "run_file", "environment", "progress", "cli"),
+    "interrupt.py": ("artifacts", "stages", "student", "sources", "llamacpp", "run_file", "environment", "progress", "cli"),
     "errors.py": ("artifacts", "stages", "student", "sources", "llamacpp", "run_file", "environment", "progress", "cli"),
 }
 """Beginning of a path -> rooms of ours that it must not import."""

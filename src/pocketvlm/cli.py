@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pocketvlm.environment import Environment, calm_idle_threads, read_environment
 from pocketvlm.errors import GateRefused, PocketVLMError
+from pocketvlm.interrupt import ends_on_sigterm
 from pocketvlm.run_file import RunFile, read_run_file, refuse_not_available
 
 DESCRIPTION = """Images in, a small vision-language model for phones out: measured on llama.cpp as shipped."""
@@ -19,7 +20,8 @@ conduct: 10 a stage failed; 11 its plan, its rights or the cluster's settings ar
 
 environment: POCKETVLM_STORE (a folder or s3://bucket/prefix), AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, HF_TOKEN (each also as NAME_FILE), POCKETVLM_SCRATCH, POCKETVLM_CACHE,
-POCKETVLM_THREADS, LLAMA_CPP_HOME
+POCKETVLM_THREADS, LLAMA_CPP_HOME; of `stage` alone: POCKETVLM_METRICS_PORT (serves /metrics there),
+POCKETVLM_SHARDS with JOB_COMPLETION_INDEX (does one share of a labeller's or evaluator's work)
 """
 
 
@@ -55,6 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     conduct = add("conduct", "release the Jobs of a run on Kubernetes one after the other; the chart starts this")
     conduct.add_argument("plan", metavar="PLAN", type=Path, help="conductor.json, as the chart writes it")
     conduct.add_argument("--check", action="store_true", help="only read the plan and look whether all rights are there")
+    bucket = add("bucket", "wait for the store and make its bucket if it is missing; done again, it does nothing")
+    bucket.add_argument("--check", action="store_true", help="make nothing; exit 2 unless the bucket is there and fit for use")
+    bucket.add_argument("--deadline-s", type=float, default=120.0, metavar="S", help="wait this long for the store; default: 120")
     return parser
 
 
@@ -62,11 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     options = build_parser().parse_args(arguments)
     try:
-        calm_idle_threads()
-        environment = read_environment()
-        if options.store:
-            environment = environment.model_copy(update={"store": options.store})
-        return _command(options, environment)
+        with ends_on_sigterm():
+            calm_idle_threads()
+            environment = read_environment()
+            if options.store:
+                environment = environment.model_copy(update={"store": options.store})
+            return _command(options, environment)
     except PocketVLMError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -82,6 +88,8 @@ def _command(options: argparse.Namespace, environment: Environment) -> int:
         return _verify(options.folder, environment)
     if options.command == "conduct":
         return _conduct(options)
+    if options.command == "bucket":
+        return _bucket(options, environment)
     run_file = read_run_file(options.run_file)
     if options.command == "plan":
         from pocketvlm.plan import plan
@@ -92,13 +100,20 @@ def _command(options: argparse.Namespace, environment: Environment) -> int:
     if options.command == "run":
         return _run(options.run_file, run_file, environment)
     if options.command == "stage":
-        from pocketvlm.artifacts.open import open_store
-        from pocketvlm.progress import Progress
-        from pocketvlm.stages.stage import run_stage
-
-        run_stage(options.stage, run_file, open_store(environment), environment, Progress(options.stage))
-        return 0
+        return _stage(options.stage, run_file, environment)
     return _report(options, run_file, environment)
+
+
+def _stage(name: str, run_file: RunFile, environment: Environment) -> int:
+    from pocketvlm.artifacts.open import open_store
+    from pocketvlm.metrics import served
+    from pocketvlm.progress import Progress
+    from pocketvlm.stages.stage import run_stage
+
+    progress = Progress(name)
+    with served(progress.metrics, environment.metrics_port, progress.warn):
+        run_stage(name, run_file, open_store(environment), environment, progress)
+    return 0
 
 
 def _run(path: Path, run_file: RunFile, environment: Environment) -> int:
@@ -155,4 +170,14 @@ def _verify(folder: Path, environment: Environment) -> int:
     from pocketvlm.verify import verify
 
     print(verify(folder, find_toolchain(environment), environment.thread_count()))
+    return 0
+
+
+def _bucket(options: argparse.Namespace, environment: Environment) -> int:
+    from pocketvlm.artifacts.bucket import check_bucket, make_bucket
+    from pocketvlm.progress import Progress
+
+    progress = Progress("bucket")
+    work = check_bucket if options.check else make_bucket
+    progress.line(work(environment, options.deadline_s, progress.line))
     return 0

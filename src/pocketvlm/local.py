@@ -15,10 +15,10 @@ from types import FrameType
 
 from pocketvlm.artifacts.artifact import Artifact, find
 from pocketvlm.artifacts.open import open_store
-from pocketvlm.artifacts.run_record import read_record, run_id, write_recipe
+from pocketvlm.artifacts.run_record import read_record, run_id
 from pocketvlm.artifacts.store import Store
 from pocketvlm.environment import Environment
-from pocketvlm.errors import Interrupted, PocketVLMError
+from pocketvlm.errors import Interrupted, PocketVLMError, UserError
 from pocketvlm.progress import Progress, duration
 from pocketvlm.run_file import RunFile
 from pocketvlm.stages.stage import STAGES, load_stage, run_stage, stage_id
@@ -34,9 +34,11 @@ class StageFailed(PocketVLMError):
 
 def run(path: Path, run_file: RunFile, environment: Environment) -> dict[str, Artifact]:
     """Runs every stage of the run file; returns their artifacts by stage. Raises StageFailed and what stages raise."""
+    if environment.shards is not None:
+        raise UserError(f"POCKETVLM_SHARDS={environment.shards}: a run on this machine does all of the work in one process "
+                        "for each stage; unset it")
     store = open_store(environment)
     progress = Progress("run")
-    write_recipe(store, run_file.run)
     clock = time.monotonic()
     artifacts: dict[str, Artifact] = {}
     made = 0

@@ -1,6 +1,6 @@
 """Runs one piece of work again and again, killed at its first, second, third ... file operation; see test_kill.py.
 
-    python killed.py <artifact|release|pull|partial> <empty folder>
+    python killed.py <artifact|release|pull|partial|share> <empty folder>
 
 A child is forked for each point; Python's audit events are the points, and SIGKILL comes before the operation is done.
 After each, this process looks as a reader, runs the work again, and looks once more. Prints one JSON object.
@@ -26,6 +26,7 @@ from pocketvlm.artifacts.folder import FolderStore
 from pocketvlm.artifacts.partial import Partial
 from pocketvlm.artifacts.pull import pull
 from pocketvlm.artifacts.release import publish_release
+from pocketvlm.artifacts.shares import Shares
 from pocketvlm.errors import UserError
 
 EVENTS = {"open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.scandir", "os.listdir",
@@ -122,6 +123,24 @@ class Step(Artifact):
         return step == 3
 
 
+class Share(Artifact):
+    """A piece of a share, saved and fetched."""
+
+    def work(self) -> None:
+        shares = Shares(FolderStore(self.root), "datasets", "id1", 2)
+        shares.save((1, "piece"), self.inputs, 1.0)
+        shares.fetch((1, "piece"), self.root.parent / "own")
+
+    def look(self) -> bool:
+        shares = Shares(FolderStore(self.root), "datasets", "id1", 2)
+        if not shares.saved():
+            return False
+        to = self.root.parent / "fetched"
+        shares.fetch((1, "piece"), to)
+        assert contents(to) == contents(self.inputs)
+        return True
+
+
 def contents(folder: Path) -> dict[str, str]:
     """Name -> sha256 of every file below `folder`; a lock file is no content."""
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -175,6 +194,6 @@ def main(what: type[Artifact], folder: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    kinds = {"artifact": Artifact, "release": Release, "pull": Pull, "partial": Step}
+    kinds = {"artifact": Artifact, "release": Release, "pull": Pull, "partial": Step, "share": Share}
     target = Path(sys.argv[2])
     print(json.dumps(main(kinds[sys.argv[1]], target)))

@@ -16,7 +16,7 @@ import pytest
 from pocketvlm.artifacts.artifact import find, publish
 
 
-@pytest.mark.parametrize(("work", "least"), [("artifact", 40), ("release", 80), ("pull", 20), ("partial", 40)])
+@pytest.mark.parametrize(("work", "least"), [("artifact", 40), ("release", 80), ("pull", 20), ("partial", 40), ("share", 20)])
 def test_killed_at_every_file_operation_it_converges(work: str, least: int) -> None:
     script = Path(__file__).with_name("killed.py")
     # In memory: hundreds of publications wait for nothing but the disk's flushes.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import yaml
 
-from pocketvlm.artifacts.run_record import StageRecord, read_record, run_id, write_recipe, write_record
+from pocketvlm.artifacts.run_record import StageRecord, change_record, read_record, run_id, write_recipe
 from pocketvlm.artifacts.store import Store
 from pocketvlm.errors import Corrupt
 from pocketvlm.run_file import Recipe
@@ -22,10 +24,26 @@ RECIPE = Recipe.model_validate({
 def test_record_is_read_as_written(store: Store) -> None:
     assert read_record(store, "digits-1", "trainer") is None
     record = StageRecord(stage="trainer", kind="checkpoints", id="x", status="running", started="2026-01-01T00:00:00Z")
-    write_record(store, "digits-1", record)
+    change_record(store, "digits-1", "trainer", lambda before: record)
     done = record.model_copy(update={"status": "done", "seconds": 2.5, "attempts": 2})
-    write_record(store, "digits-1", done)
+    change_record(store, "digits-1", "trainer", lambda before: done)
     assert read_record(store, "digits-1", "trainer") == done
+    change_record(store, "digits-1", "trainer", lambda before: None)
+    assert read_record(store, "digits-1", "trainer") == done
+
+
+def test_of_many_that_change_a_record_at_once_nobody_is_lost(store: Store) -> None:
+    def begin(before: StageRecord | None) -> StageRecord:
+        attempts = before.attempts + 1 if before else 1
+        return StageRecord(stage="labeller", kind="datasets", id="x", status="running", started="", attempts=attempts)
+
+    threads = [threading.Thread(target=change_record, args=(store, "digits-1", "labeller", begin)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    record = read_record(store, "digits-1", "labeller")
+    assert record is not None and record.attempts == 8
 
 
 def test_unreadable_record_is_corrupt(folder_store: Store) -> None:

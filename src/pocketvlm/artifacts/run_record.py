@@ -8,6 +8,7 @@ Layout: `runs/<run>/run.yaml` and `runs/<run>/<stage>.json`, overwritten by each
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Literal
 
 import yaml
@@ -29,6 +30,7 @@ class StageRecord(BaseModel):
     id: str
     status: Literal["running", "done", "found", "failed"]
     attempts: int = 1
+    """Processes that began it; with shards, of all shards."""
     started: str
     finished: str = ""
     seconds: float = 0.0
@@ -49,17 +51,35 @@ def write_recipe(store: Store, recipe: Recipe) -> str:
     return run
 
 
-def write_record(store: Store, run: str, record: StageRecord) -> None:
-    """Writes the record of a stage over the one before."""
-    store.write(f"runs/{run}/{record.stage}.json", canonical_json(record.model_dump(mode="json")))
+def change_record(
+    store: Store, run: str, stage: str, change: Callable[[StageRecord | None], StageRecord | None]
+) -> None:
+    """Writes what `change` makes of the record that is there (None: none yet); None from it leaves all as it is.
+
+    Compare and set: of two processes that write at once, the second sees what the first wrote.
+    """
+    key = f"runs/{run}/{stage}.json"
+    while True:
+        tagged = store.read_tagged(key)
+        record = change(_parsed(store, key, tagged[0]) if tagged else None)
+        if record is None:
+            return
+        data = canonical_json(record.model_dump(mode="json"))
+        if store.replace(key, data, tagged[1]) if tagged else store.create(key, data):
+            return
 
 
 def read_record(store: Store, run: str, stage: str) -> StageRecord | None:
     """The record of a stage; None if it has not started. Raises Corrupt."""
     key = f"runs/{run}/{stage}.json"
     try:
-        return StageRecord.model_validate_json(store.read(key))
+        return _parsed(store, key, store.read(key))
     except KeyMissing:
         return None
+
+
+def _parsed(store: Store, key: str, data: bytes) -> StageRecord:
+    try:
+        return StageRecord.model_validate_json(data)
     except ValidationError as error:
         raise Corrupt(f"{store.url}: {key} is not a record ({error.errors()[0]['msg']}); delete it") from error

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import base64
 import collections
-import ctypes
 import http.client
 import json
 import os
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -25,6 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pocketvlm.errors import ToolError
+from pocketvlm.llamacpp.child import ends_with_us
 from pocketvlm.llamacpp.toolchain import Toolchain
 
 START_TIMEOUT_S = 120
@@ -98,7 +96,7 @@ class LlamaServer:
             text=True,
             errors="replace",
             env=environment,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=ends_with_us(),
         )
         ready = threading.Event()
         threading.Thread(target=self._read_log, args=(self._process.stdout, ready), daemon=True).start()
@@ -180,12 +178,6 @@ class LlamaServer:
             )
         result: dict[str, Any] = json.loads(data)
         return result
-
-
-def _end_with_parent() -> None:
-    """Asks Linux to end this process with the one that started it: a killed stage must leave no server behind."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _free_port() -> int:

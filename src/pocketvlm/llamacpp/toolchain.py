@@ -13,6 +13,7 @@ from types import ModuleType
 from pocketvlm.environment import Environment
 from pocketvlm.errors import ToolError, UserError
 from pocketvlm.llamacpp.build import default_home, is_built, read_pin
+from pocketvlm.llamacpp.child import ends_with_us
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Toolchain:
 
 
 def _run(command: list[str], name: str) -> str:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", preexec_fn=ends_with_us()
+    )
     if done.returncode:
         tail = "\n".join(done.stdout.splitlines()[-25:])
         raise ToolError(f"{name} failed with exit code {done.returncode}; its last lines:\n{tail}")

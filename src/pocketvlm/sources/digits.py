@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -38,9 +39,9 @@ class Digits(SourceReader):
     def __len__(self) -> int:
         return min(self._source.limit or IMAGES, IMAGES)
 
-    def __iter__(self) -> Iterator[Record]:
+    def records(self, places: range) -> Iterator[Record]:
         images_NHW, targets_N = _load()
-        for index in range(len(self)):
+        for index in places:
             yield Record(
                 source_id=f"digits/{index:04d}",
                 data=_png(images_NHW[index], self._source.side_px),
@@ -51,6 +52,7 @@ class Digits(SourceReader):
             )
 
 
+@cache
 def _load() -> tuple[np.ndarray, np.ndarray]:
     """Images_NHW (uint8, 0..16) and targets_N (uint8, 0..9)."""
     try:

@@ -41,7 +41,7 @@ class Record:
 
 
 class SourceReader(ABC):
-    """One opened source. Iterating gives Records in an order that depends on the content only."""
+    """One opened source: Records at the places 0 to len - 1, in an order that depends on the content only."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -49,11 +49,18 @@ class SourceReader(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Records that iterating gives, unusable ones included."""
+        """Records, unusable ones included."""
 
     @abstractmethod
+    def records(self, places: range) -> Iterator[Record]:
+        """The records at `places`, in this order; what lies elsewhere is not read.
+
+        Unusable files are Records with a problem. Raises DataError or UserError when there is no going on.
+        """
+
     def __iter__(self) -> Iterator[Record]:
-        """Unusable files are Records with a problem. Raises DataError or UserError when there is no going on."""
+        """All records, as `records` gives them."""
+        return self.records(range(len(self)))
 
 
 class ClassNames:

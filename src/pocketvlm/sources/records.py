@@ -61,9 +61,9 @@ class Records(SourceReader):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __iter__(self) -> Iterator[Record]:
-        for row in self._rows:
-            yield self._record(row)
+    def records(self, places: range) -> Iterator[Record]:
+        for place in places:
+            yield self._record(self._rows[place])
 
     def _record(self, row: Row) -> Record:
         if row.fields is None:

@@ -4,30 +4,30 @@ A stage is a pure function from its inputs and settings to files. All that conce
 
 1. the records under runs/<run id>/ name the artifacts of the stages before;
 2. the id follows from settings and input ids, so a finished artifact is found and nothing is done;
-3. else the stage fills an empty folder, which is published with its manifest last;
+3. else the stage fills an empty folder, which is published with its manifest last; a stage that shares its work does
+   so only in the process that finds all shares saved (stages/sharing.py);
 4. `finish`, where a stage has one, runs in both cases and must be idempotent (gates and release).
 """
 
 from __future__ import annotations
 
 import importlib
-import shutil
-import tempfile
-import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from pocketvlm.artifacts.artifact import Artifact, find, publish
 from pocketvlm.artifacts.manifest import artifact_id
 from pocketvlm.artifacts.partial import Partial
-from pocketvlm.artifacts.run_record import StageRecord, read_record, run_id, write_record
+from pocketvlm.artifacts.run_record import read_record, run_id, write_recipe
 from pocketvlm.artifacts.store import Store
-from pocketvlm.environment import Environment
+from pocketvlm.environment import Environment, Shard
 from pocketvlm.errors import PocketVLMError, UserError
+from pocketvlm.interrupt import temporary_folder
 from pocketvlm.progress import Progress, duration
 from pocketvlm.run_file import Recipe, RunFile
+from pocketvlm.stages.recording import Recorder
+from pocketvlm.stages.sharing import Desk
 
 STAGES = ("labeller", "trainer", "merger", "quantiser", "evaluator")
 """In the order of the flow; each is a module of this package."""
@@ -59,6 +59,7 @@ class Work:
     scratch: Path
     """For everything else; deleted afterwards."""
     partial: Partial
+    desk: Desk
     progress: Progress
     environment: Environment
 
@@ -76,8 +77,11 @@ class Stage(Protocol):
     def settings(self, recipe: Recipe, folder: Path) -> dict[str, Any]:
         """All that determines the content besides the inputs."""
 
-    def make(self, work: Work) -> Made:
-        """Fills `work.folder`."""
+    def make(self, work: Work) -> Made | None:
+        """Fills `work.folder`. None: this process' share is saved, and those of others are still to come.
+
+        Only a stage with `SHARED = True`, which asks `work.desk` for all shares, may be given one share of several.
+        """
 
 
 def load_stage(name: str) -> Stage:
@@ -93,33 +97,33 @@ def stage_id(name: str, run_file: RunFile, inputs: dict[str, str]) -> str:
 
 def run_stage(
     name: str, run_file: RunFile, store: Store, environment: Environment, progress: Progress
-) -> tuple[Artifact, bool]:
-    """Runs one stage to its end. Returns its artifact, and whether it was made now (False: found finished)."""
-    run = run_id(run_file.run)
-    started = datetime.now(UTC)
-    before = read_record(store, run, name)
+) -> tuple[Artifact | None, bool]:
+    """Runs one stage to its end. Returns its artifact, and whether it was made now (False: found finished).
+
+    No artifact: this process' share is saved, and whoever saves the last one will publish.
+    """
     stage = load_stage(name)
-    record = StageRecord(stage=name, kind=stage.KIND, id="", status="running", attempts=(before.attempts if before else 0) + 1,
-                         started=started.isoformat(timespec="seconds"), finished="", seconds=0.0, message="")  # fmt: skip
-    clock = time.monotonic()
+    shard = _shard(name, stage, environment)
+    recorder = Recorder(store, write_recipe(store, run_file.run), name, stage.KIND)
     try:
-        artifact, made = _find_or_make(name, stage, run_file, store, environment, progress, record)
+        artifact, made = _find_or_make(name, stage, run_file, store, environment, progress, recorder, shard)
     except PocketVLMError as error:
-        _close(store, run, record, clock, status="failed", message=str(error))
+        recorder.end("failed", message=str(error))
         raise
-    if made or before is None or before.status not in ("done", "found") or before.id != artifact.id:
-        _close(
-            store,
-            run,
-            record.model_copy(update={"id": artifact.id}),
-            clock,
-            status="done" if made else "found",
-            message="",
+    if artifact is not None:
+        recorder.end("done" if made else "found", artifact.id)
+        progress.line(
+            f"{'published' if made else 'already done:'} {artifact.kind}/{artifact.id} ({duration(recorder.seconds)})"
         )
-    progress.line(
-        f"{'published' if made else 'already done:'} {artifact.kind}/{artifact.id} ({duration(time.monotonic() - clock)})"
-    )
     return artifact, made
+
+
+def _shard(name: str, stage: Stage, environment: Environment) -> Shard:
+    shard = environment.shard()
+    if shard.count > 1 and not getattr(stage, "SHARED", False):
+        able = " and ".join(other for other in STAGES if getattr(load_stage(other), "SHARED", False))
+        raise UserError(f"POCKETVLM_SHARDS={shard.count}: the {name} cannot share its work; unset it (only {able} can)")
+    return shard
 
 
 def _find_or_make(
@@ -129,33 +133,42 @@ def _find_or_make(
     store: Store,
     environment: Environment,
     progress: Progress,
-    record: StageRecord,
-) -> tuple[Artifact, bool]:
+    recorder: Recorder,
+    shard: Shard,
+) -> tuple[Artifact | None, bool]:
     recipe = run_file.run
     inputs = {other: _input(store, run_id(recipe), other) for other in stage.INPUTS}
-    ids = {other: artifact.id for other, artifact in inputs.items()}
     settings = stage.settings(recipe, run_file.folder)
-    own_id = artifact_id(stage.KIND, settings, ids)
-    artifact = find(store, stage.KIND, own_id)
-    made = artifact is None
-    environment.scratch.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{name}-{own_id[:6]}-", dir=environment.scratch))
-    try:
+    own_id = artifact_id(stage.KIND, settings, {other: artifact.id for other, artifact in inputs.items()})
+    with temporary_folder(environment.scratch, f"{name}-{own_id[:6]}-") as scratch:
         (scratch / "out").mkdir()
-        work = Work(recipe, run_file.folder, store, own_id, inputs, scratch / "out", scratch,
-                    Partial(store, stage.KIND, own_id, warn=progress.warn), progress, environment)  # fmt: skip
+        work = Work(
+            recipe, run_file.folder, store, own_id, inputs, scratch / "out", scratch,
+            Partial(store, stage.KIND, own_id, warn=progress.warn),
+            Desk(store, stage.KIND, own_id, shard, scratch / "shares", progress), progress, environment,
+        )  # fmt: skip
+        artifact, made = find(store, stage.KIND, own_id), False
         if artifact is None:
-            write_record(store, run_id(recipe), record.model_copy(update={"id": own_id}))
-            result = stage.make(work)
-            artifact = publish(store, stage.KIND, own_id, work.folder, inputs=ids, settings=settings, facts=result.facts,
-                               measurements=result.measurements, versions=result.versions)  # fmt: skip
-            work.partial.clear()
+            recorder.begin(own_id)
+            artifact, made = _make(stage, work, settings)
         finish = getattr(stage, "finish", None)
-        if finish:
+        if artifact is not None and finish:
             finish(work, artifact)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return artifact, made
+
+
+def _make(stage: Stage, work: Work, settings: dict[str, Any]) -> tuple[Artifact | None, bool]:
+    result = stage.make(work)
+    if result is None:
+        artifact = find(work.store, stage.KIND, work.id)  # by another process, since this one looked
+    else:
+        artifact = publish(
+            work.store, stage.KIND, work.id, work.folder, settings=settings, facts=result.facts, versions=result.versions,
+            inputs={other: found.id for other, found in work.inputs.items()}, measurements=result.measurements,
+        )  # fmt: skip
+    if artifact is not None:
+        work.partial.clear()
+    return artifact, result is not None
 
 
 def _input(store: Store, run: str, stage: str) -> Artifact:
@@ -165,10 +178,3 @@ def _input(store: Store, run: str, stage: str) -> Artifact:
         raise UserError(f"{store.url}: the {stage} of run {run} has not finished; run `pocketvlm stage {stage} RUN` first, "
                         "or `pocketvlm run RUN` for the whole chain")  # fmt: skip
     return artifact
-
-
-def _close(store: Store, run: str, record: StageRecord, clock: float, *, status: str, message: str) -> None:
-    write_record(store, run, record.model_copy(update={
-        "status": status, "message": message, "seconds": round(time.monotonic() - clock, 3),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }))  # fmt: skip

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from pocketvlm.report.results import Blind, ClassRow, Comparison, Measured, Metrics, PairResult, Prediction, ReliabilityBin
 from pocketvlm.stages.evaluation import metrics, parity
-from pocketvlm.stages.evaluation.measure import EXACT, Answers, Images, PairFiles, PairRun
+from pocketvlm.stages.evaluation.answers import Answers, PairRun
+from pocketvlm.stages.evaluation.measure import EXACT, Images, PairFiles
 
 DIGITS = 6
 """Published numbers are rounded to this many digits."""

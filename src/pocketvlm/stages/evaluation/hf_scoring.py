@@ -7,6 +7,7 @@ both models where training left it as it was.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,14 +17,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pocketvlm.student import scoring
+from pocketvlm.stages.sharing import dealt
+from pocketvlm.student import pixels, scoring
 from pocketvlm.student.checkpoint import load_model, load_tokenizer
 from pocketvlm.student.families import read_geometry
 from pocketvlm.student.grammar import AllowedAnswers
 from pocketvlm.student.prompt import PromptEncoder
 
 BATCH = 16
-"""Images held at once: their features are 3 MB a tile at full size."""
+"""Images held at once: their features are 3 MB a tile at full size. A share takes whole batches, because the low bits of a
+sum depend on how many are summed at once."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +80,40 @@ def score_images(
         answers.prompt_tokens.extend(len(image.prompt_ids) for image in encoded)
         step(len(answers.merged))
     return answers
+
+
+def longest_prompt(folder: Path, *, prompt: str, longest_edge_px: int, sizes: Iterable[tuple[int, int]]) -> int:
+    """Most tokens that the prompt takes with an image of any of these sizes (width, height), by a checkpoint's tokenizer."""
+    geometry = read_geometry(folder)
+    encoder = PromptEncoder(load_tokenizer(folder), prompt=prompt, tokens_per_tile=geometry.tokens_per_tile)
+    grids = {pixels.grid(*size, tile_px=geometry.tile_px, longest_edge_px=longest_edge_px) for size in sizes}
+    return max(len(encoder.prompt(grid)) for grid in grids)
+
+
+def write_answers(path: Path, answers: HfAnswers) -> None:
+    """As JSON: floats survive it exactly."""
+    models = {
+        name: [(answer.index, answer.confidence, sorted(answer.first_step.items())) for answer in getattr(answers, name)]
+        for name in ("merged", "base")
+    }
+    path.write_text(json.dumps({**models, "prompt_tokens": answers.prompt_tokens, "text_ids": answers.text_ids}))
+
+
+def read_answers(path: Path) -> HfAnswers:
+    """What `write_answers` wrote."""
+    data: dict[str, Any] = json.loads(path.read_text())
+    merged, base = (
+        [scoring.Answer(index, confidence, dict(first)) for index, confidence, first in data[name]]
+        for name in ("merged", "base")
+    )
+    return HfAnswers(merged, base, data["prompt_tokens"], data["text_ids"])
+
+
+def join_answers(shares: Sequence[HfAnswers], total: int) -> HfAnswers:
+    """The answers of all shares as one, to `total` images in their order."""
+    return HfAnswers(
+        dealt(total, [share.merged for share in shares], BATCH),
+        dealt(total, [share.base for share in shares], BATCH),
+        dealt(total, [share.prompt_tokens for share in shares], BATCH),
+        shares[0].text_ids,
+    )

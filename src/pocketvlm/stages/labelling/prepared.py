@@ -1,4 +1,4 @@
-"""One image on the device's canvas, and a place on disk for all of them while the labeller decides."""
+"""One image on the device's canvas."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ import hashlib
 import io
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from pocketvlm.run_file import Recipe
 from pocketvlm.sources.images import decode, measure
 from pocketvlm.sources.record import Problem, Record
-from pocketvlm.stages.labelling.copies import SIDE_PX, Look, look
+from pocketvlm.stages.labelling.copies import Look, look
 from pocketvlm.student.pixels import letterbox
 
 LARGE_PIXELS = 16_000_000
@@ -71,47 +66,3 @@ def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")  # of the pixels alone: no EXIF, place or profile of the original
     return out.getvalue()
-
-
-class Spool:
-    """Images in one file on disk, what is known of them in memory: about 3 KB for each image of any size."""
-
-    def __init__(self, folder: Path) -> None:
-        self.records: list[Record] = []
-        self.shas: list[str] = []
-        self.hashes: list[int] = []
-        self.png_sizes: list[int] = []
-        self._sizes_px: list[tuple[int, int]] = []
-        self._starts: list[int] = [0]
-        self._looks = bytearray()
-        self._images = (folder / "images.bin").open("wb+")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._images.close()
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def add(self, item: Prepared) -> None:
-        """Keeps one image; its index is the number of those before."""
-        self._images.write(item.png)
-        self._looks += item.look.pixels_SSC.tobytes()
-        self.records.append(item.record)
-        self.shas.append(item.sha256)
-        self.hashes.append(item.look.phash)
-        self.png_sizes.append(len(item.png))
-        self._sizes_px.append(item.look.size_px)
-        self._starts.append(self._starts[-1] + len(item.png))
-
-    def png(self, index: int) -> bytes:
-        """The image on the canvas."""
-        self._images.seek(self._starts[index])
-        return self._images.read(self.png_sizes[index])
-
-    def looks(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """Hashes_N, looks_NSSC and sizes_N2 for `group_copies`."""
-        looks_NSSC = np.frombuffer(self._looks, np.uint8).reshape(len(self), SIDE_PX, SIDE_PX, 3)
-        return np.array(self.hashes, np.uint64), looks_NSSC, np.array(self._sizes_px, np.int64).reshape(-1, 2)
