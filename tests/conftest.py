@@ -112,39 +112,69 @@ def careless_endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
         yield endpoint
 
 
+class Minio:
+    """A real MinIO that can be killed and started again on its port and data; skips without its binary."""
+
+    def __init__(self, folder: Path) -> None:
+        binary = shutil.which("minio")
+        if binary is None:
+            pytest.skip("the minio binary is not on PATH")
+        port = closed_port()
+        self.endpoint = Endpoint(f"http://127.0.0.1:{port}")
+        self.data = folder / "data"
+        """Where it keeps what it was given."""
+        self._log = folder / "log"
+        self._command = [binary, "server", str(self.data), "--address", f"127.0.0.1:{port}",
+                         "--console-address", f"127.0.0.1:{closed_port()}"]  # fmt: skip
+        self._environment = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "MINIO_ROOT_USER": self.endpoint.access_key_id,
+                             "MINIO_ROOT_PASSWORD": self.endpoint.secret_access_key}  # fmt: skip
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, wait: bool = True) -> None:
+        with self._log.open("ab") as log:
+            self._server = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + 30
+        while wait and time.monotonic() < deadline and self._server.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.endpoint.url}/minio/health/ready", timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        if wait:
+            pytest.fail(f"MinIO did not start:\n{self._log.read_text()[-2000:]}")
+
+    def kill(self) -> None:
+        """SIGKILL, as when its node dies."""
+        if self._server:
+            self._server.kill()
+            self._server.wait(20)
+
+    def stop(self) -> None:
+        if self._server:
+            self._server.terminate()
+            self._server.wait(20)
+
+
 @pytest.fixture(scope="session")
 def minio_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """A real MinIO; skips without its binary."""
-    binary = shutil.which("minio")
-    if binary is None:
-        pytest.skip("the minio binary is not on PATH")
-    folder = tmp_path_factory.mktemp("minio")
-    port, console = closed_port(), closed_port()
-    endpoint = Endpoint(f"http://127.0.0.1:{port}")
-    keys = {"MINIO_ROOT_USER": endpoint.access_key_id, "MINIO_ROOT_PASSWORD": endpoint.secret_access_key}
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [binary, "server", str(folder / "data"), "--address", f"127.0.0.1:{port}",
-             "--console-address", f"127.0.0.1:{console}"],
-            env={"HOME": str(folder), "PATH": "/usr/bin:/bin", **keys}, stdout=log, stderr=subprocess.STDOUT,
-        )
+    server = Minio(tmp_path_factory.mktemp("minio"))
     try:
-        _wait_until_ready(endpoint, server, folder / "log")
-        yield endpoint
+        server.start()
+        yield server.endpoint
     finally:
-        server.terminate()
-        server.wait(20)
+        server.stop()
 
 
-def _wait_until_ready(endpoint: Endpoint, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{endpoint.url}/minio/health/ready", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    pytest.fail(f"MinIO did not start:\n{log.read_text()[-2000:]}")
+@pytest.fixture
+def minio(tmp_path: Path) -> Iterator[Minio]:
+    """A MinIO of this test alone, not started yet."""
+    server = Minio(tmp_path)
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(server.data, ignore_errors=True)
 
 
 def closed_port() -> int:

@@ -34,6 +34,7 @@ OWNERS = {
     "huggingface_hub": ("student/", "sources/"),
     "boto3": ("artifacts/s3",),
     "botocore": ("artifacts/s3",),
+    "s3transfer": ("artifacts/s3",),
     "openai": ("teacher/",),
     "kubernetes": ("cluster/api.py",),
     "sklearn": ("sources/digits.py",),

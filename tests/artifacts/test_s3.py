@@ -10,10 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError, ResponseStreamingError
 from pydantic import SecretStr
+from s3transfer.exceptions import RetriesExceededError
 
 from pocketvlm.artifacts.open import open_store
 from pocketvlm.artifacts.s3 import S3Store
+from pocketvlm.artifacts.s3_errors import explain
+from pocketvlm.artifacts.store import KeyMissing
 from pocketvlm.environment import Environment
 from pocketvlm.errors import BucketMissing, ConditionIgnored, CredentialsError, StoreUnavailable, UserError
 
@@ -95,6 +99,21 @@ def test_write_that_lost_while_its_answer_was_lost_knows_that_too(moto_endpoint)
     with _losing_first_answer(moto_endpoint.url) as proxy:
         assert not _store(proxy, bucket=bucket).create("key", b"mine")
     assert moto_endpoint.store(bucket).read("key") == b"theirs"
+
+
+@pytest.mark.parametrize(("code", "status", "expected"), [
+    ("NoSuchUpload", 404, StoreUnavailable), ("InvalidPart", 400, StoreUnavailable), ("SlowDown", 503, StoreUnavailable),
+    ("NoSuchKey", 404, KeyMissing), ("NoSuchBucket", 404, BucketMissing), ("AccessDenied", 403, CredentialsError),
+    ("MethodNotAllowed", 405, UserError),
+])  # fmt: skip
+def test_an_answer_of_the_store_says_whether_another_try_may_help(code: str, status: int, expected: type) -> None:
+    answer = {"Error": {"Code": code, "Message": "words"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    assert type(explain(ClientError(answer, "UploadPart"), "store: cannot upload key", "bucket")) is expected
+
+
+def test_a_range_that_was_given_up_is_told_by_its_last_failure() -> None:
+    error = RetriesExceededError(ResponseStreamingError(error="cut off"))
+    assert "cut off" in str(explain(error, "store: cannot download key", "bucket"))
 
 
 def test_environment_opens_a_probed_store(moto_endpoint) -> None:

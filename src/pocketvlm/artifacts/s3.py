@@ -1,7 +1,8 @@
 """A store in an S3 bucket: AWS, MinIO, Ceph or any endpoint with conditional writes. The only importer of boto3.
 
 botocore retries a number of times and knows no deadline, so single requests go out once and `_try` repeats them until
-a deadline. File transfers keep botocore's retries for their parts, and `_try` repeats the whole.
+a deadline. File transfers keep botocore's retries for their parts, and `_try` repeats the whole until nothing has moved
+for as long.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import SecretStr
+from s3transfer.exceptions import RetriesExceededError
 
 from pocketvlm.artifacts.s3_errors import code_of, explain, status_of
 from pocketvlm.artifacts.store import KeyMissing, Store, Stored, check_key
@@ -33,9 +35,29 @@ PART_BYTES = 16 << 20
 THREADS = 8
 """Parts of one file at once; one connection gives about 85 MB/s."""
 SLOWEST_BYTES_PER_S = 1_000_000
-"""A transfer slower than this ends with StoreUnavailable."""
+"""A transfer that has failed and was slower than this on the whole ends with StoreUnavailable."""
 DEADLINE_S = 75.0
 """Carries every request over a minute without the store, as when its pod moves: a try comes at least every 5 s."""
+FAILURES = (BotoCoreError, ClientError, Boto3Error, RetriesExceededError)
+
+
+class Patience:
+    """How long a request is tried again: until nothing has moved for `idle_s`, and not for ever however much moves."""
+
+    def __init__(self, idle_s: float, size: int = 0) -> None:
+        self._idle_s = idle_s
+        self._moved = time.monotonic()
+        self._end = self._moved + idle_s + size / SLOWEST_BYTES_PER_S
+
+    def moved(self, count: int) -> None:
+        """Tells of bytes that went over; a part that is sent again counts as negative."""
+        if count > 0:
+            self._moved = time.monotonic()
+
+    @property
+    def left_s(self) -> float:
+        """Below zero: it is lost."""
+        return min(self._moved + self._idle_s, self._end) - time.monotonic()
 
 
 class S3Store(Store):
@@ -115,17 +137,20 @@ class S3Store(Store):
         return self._put_if(key, data, tag)
 
     def upload(self, path: Path, key: str) -> None:
+        patience = Patience(self._deadline_s, path.stat().st_size)
         self._try("upload", key, lambda: self._transfer_client.upload_file(
-            str(path), **self._at(key), Config=self._transfer), path.stat().st_size)
+            str(path), **self._at(key), Config=self._transfer, Callback=patience.moved), patience)
 
     def _download(self, key: str, path: Path) -> None:
         size = self._try("read", key, lambda: self._client.head_object(**self._at(key)))["ContentLength"]
+        patience = Patience(self._deadline_s, size)
 
         def attempt() -> None:
             with path.open("wb") as file:
-                self._transfer_client.download_fileobj(**self._at(key), Fileobj=file, Config=self._transfer)
+                self._transfer_client.download_fileobj(**self._at(key), Fileobj=file, Config=self._transfer,
+                                                       Callback=patience.moved)  # fmt: skip
 
-        self._try("download", key, attempt, size)
+        self._try("download", key, attempt, patience)
 
     def list(self, prefix: str) -> Iterator[Stored]:
         request = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
@@ -223,19 +248,19 @@ class S3Store(Store):
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
 
-    def _try(self, verb: str, key: str, attempt: Callable[[], Result], size: int = 0) -> Result:
-        """Repeats `attempt` while it fails for reasons that pass, until the deadline; `size` bytes extend it."""
-        deadline = time.monotonic() + self._deadline_s + size / SLOWEST_BYTES_PER_S
+    def _try(self, verb: str, key: str, attempt: Callable[[], Result], patience: Patience | None = None) -> Result:
+        """Repeats `attempt` while it fails for reasons that pass, until the deadline, at which the last try comes."""
+        patience = patience or Patience(self._deadline_s)
         for count in itertools.count():
             try:
                 return attempt()
-            except (BotoCoreError, ClientError, Boto3Error) as error:
+            except FAILURES as error:
                 failure = explain(error, f"{self.place}: cannot {verb} {key}", self._bucket)
-                # Full jitter, so that many pods do not come back at the same moment.
-                pause = random.uniform(0, min(5.0, 0.2 * 2**count))
-                if not isinstance(failure, StoreUnavailable) or time.monotonic() + pause > deadline:
+                left_s = patience.left_s
+                if not isinstance(failure, StoreUnavailable) or left_s <= 0:
                     raise failure from error
-            time.sleep(pause)
+            # Full jitter, so that many pods do not come back at the same moment.
+            time.sleep(min(left_s, random.uniform(0, min(5.0, 0.2 * 2**count))))
         raise AssertionError("the loop above has no end but return and raise")
 
 

@@ -21,7 +21,9 @@ REFUSED = {
 }
 KEYLESS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError",
            "ProfileNotFound", "SSOTokenLoadError", "UnauthorizedSSOTokenError", "MetadataRetrievalError")
-PASSING = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException")
+PASSING = ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException",
+           # A server that was away has forgotten the parts, or has put them together and its answer was lost.
+           "NoSuchUpload", "InvalidPart")  # fmt: skip
 BROKEN = ("ParamValidationError", "SSLError", "InvalidProxiesConfigError", "UnknownEndpointError", "InvalidRegionError")
 
 
@@ -44,6 +46,7 @@ def explain(error: BaseException, doing: str, bucket: str) -> PocketVLMError | K
     """The error to raise; StoreUnavailable if another try may succeed. `doing` says where and what was tried."""
     if type(error).__name__ == "S3UploadFailedError" and error.__context__:
         error = error.__context__  # boto3 wraps the answer of the store in an error of its own
+    error = getattr(error, "last_exception", None) or error  # so does s3transfer when it gives up on a range
     if _answer(error):
         return _explain_answer(error, doing, bucket)
     name = type(error).__name__
@@ -62,11 +65,12 @@ def _explain_answer(error: BaseException, doing: str, bucket: str) -> PocketVLME
     message = _answer(error).get("Error", {}).get("Message", "")
     if code == "NoSuchBucket":
         return BucketMissing(f"{doing}: there is no bucket {bucket}; create it, or correct POCKETVLM_STORE")
-    if code == "NoSuchKey" or status == 404:
-        return KeyMissing(doing)
     if code in REFUSED or status in (401, 403):
         return CredentialsError(f"{doing}: {code}: {REFUSED.get(code, REFUSED['AccessDenied'])}")
-    if code in PASSING or status in (409, 429) or status >= 500:
+    passing = code in PASSING or status in (409, 429) or status >= 500
+    if not passing and (code == "NoSuchKey" or status == 404):
+        return KeyMissing(doing)
+    if passing:
         return StoreUnavailable(f"{doing}: the store answers {status} {code} ({message}); check the store's health, "
                                 "then run again")
     return UserError(f"{doing}: the store answers {status} {code} ({message}); check POCKETVLM_STORE, "
