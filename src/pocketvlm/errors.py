@@ -11,6 +11,7 @@ PocketVLMError                 1   unexpected: try again within the backoff limi
 ├── GateRefused                4   the model was measured and refused
 ├── Interrupted               75   stopped from outside after saving; start again to go on
 ├── StoreUnavailable           1   no connection, or the store answers 5xx: try again
+├── HubUnavailable             1   the same of the Hugging Face Hub, or it asks to come back later (429)
 ├── Corrupt                    1   bytes read do not match their sha256
 └── ToolError                  1   a program that we started (llama.cpp) failed
 """
@@ -70,6 +71,10 @@ class Interrupted(PocketVLMError):
 
 class StoreUnavailable(PocketVLMError):
     """The store did not answer, or answered with a server error, until the deadline."""
+
+
+class HubUnavailable(PocketVLMError):
+    """The Hugging Face Hub did not answer, answered with a server error, or asked to come back later."""
 
 
 class Corrupt(PocketVLMError):

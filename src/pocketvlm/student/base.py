@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pocketvlm.artifacts.files import hash_file
 from pocketvlm.environment import Environment
 from pocketvlm.errors import UserError
 from pocketvlm.run_file import Recipe, Student
+from pocketvlm.student import hub
 
 TINY = "tiny"
 TINY_FORMAT = 1
@@ -40,7 +39,7 @@ def identity(student: Student, folder: Path) -> dict[str, Any]:
             raise UserError(f"run.student.revision: is missing; pin the commit of {student.model} (40 hex digits)")
         return {"model": student.model, "revision": student.revision}
     path = local_folder(student, folder)
-    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in checkpoint_files(path)}
+    digests = {file.name: hash_file(file, file.name).sha256 for file in checkpoint_files(path)}
     return {"model": path.name, "files": digests}
 
 
@@ -63,9 +62,10 @@ def checkpoint_files(path: Path) -> list[Path]:
 def fetch_base(
     recipe: Recipe, folder: Path, scratch: Path, environment: Environment, *, weights: bool = True
 ) -> Path:
-    """A folder with the base checkpoint; built or downloaded into `scratch` where needed.
+    """A folder with the base checkpoint; where needed, built in `scratch` or downloaded into the environment's cache.
 
-    weights=False leaves those of a Hub id where they are. Raises UserError when the Hub does not give it.
+    weights=False leaves those of a Hub id where they are. Raises HubUnavailable when another try may succeed, UserError
+    when a person must act.
     """
     student = recipe.student
     if student.model == TINY:
@@ -74,52 +74,25 @@ def fetch_base(
         return tiny.build_tiny(scratch / "base", seed=student.seed, longest_edge_px=recipe.device.longest_edge_px)
     if not is_hub_id(student.model, folder):
         return local_folder(student, folder)
-    from huggingface_hub import snapshot_download
-
     patterns = [pattern for pattern in CHECKPOINT_FILES if weights or pattern != WEIGHT_FILES]
-    with _hub_errors(student):
-        path = snapshot_download(
-            student.model, revision=student.revision, allow_patterns=patterns, token=_token(environment)
-        )
-    return Path(path)
+    return hub.fetch_snapshot(student, patterns, environment)
 
 
 def read_shapes(student: Student, path: Path, environment: Environment) -> tuple[dict[str, tuple[int, ...]], int]:
     """Shapes of a checkpoint's tensors by name, and its text model's positions; of weights, only headers are read.
 
-    `path` is what `fetch_base` returned, with or without weights. Raises UserError when the Hub does not give them.
+    `path` is what `fetch_base` returned, with or without weights. Raises as `fetch_base` does.
     """
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
-    files = sorted(path.glob(WEIGHT_FILES))
-    if not files:
-        from huggingface_hub import get_safetensors_metadata
-
-        with _hub_errors(student):
-            remote = get_safetensors_metadata(student.model, revision=student.revision, token=_token(environment))
-        for header in remote.files_metadata.values():
-            shapes |= {name: tuple(info.shape) for name, info in header.tensors.items()}
-    for file in files:
+    files = {file.name: file for file in sorted(path.glob(WEIGHT_FILES))}
+    if student.revision:
+        missing = [name for name in hub.weight_files(path) if name not in files]
+        shapes |= hub.fetch_shapes(student, missing, environment)
+    for file in files.values():
         with safe_open(file, framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 shapes[name] = tuple(tensors.get_slice(name).get_shape())
     config = json.loads((path / "config.json").read_text())
     return shapes, int(config["text_config"].get("max_position_embeddings", 8192))
-
-
-def _token(environment: Environment) -> str | None:
-    return environment.hub_token.get_secret_value() if environment.hub_token else None
-
-
-@contextmanager
-def _hub_errors(student: Student) -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError
-
-    try:
-        yield
-    except (HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError, OSError) as error:
-        raise UserError(
-            f"run.student.model: {student.model} at {student.revision} cannot be fetched ({type(error).__name__}: {error}); "
-            "check the name, the revision, HF_TOKEN and the network, or name a local folder"
-        ) from error
