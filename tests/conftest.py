@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -188,6 +189,23 @@ def closed_port() -> int:
 def unused_port() -> int:
     """A loopback port on which nobody listens."""
     return closed_port()
+
+
+@pytest.fixture(scope="session")
+def tied_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny student whose output head is its token embeddings, as small text models have it: no tensor of its own."""
+    from safetensors.torch import load_file, save_file
+
+    from pocketvlm.student.tiny import build_tiny
+
+    folder = build_tiny(tmp_path_factory.mktemp("tied") / "tiny", seed=0, longest_edge_px=32)
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ def test_plan_names_images_tokens_steps_and_sizes_of_every_stage(environment: En
     assert "q8_0" in text
     assert "MB" in text
     assert text.count("to do") == 5
+    assert "; pixels and tokens exactly as on the phone" in text
 
 
 def test_a_plan_makes_nothing(environment: Environment) -> None:
@@ -59,7 +60,11 @@ def test_a_plan_makes_nothing(environment: Environment) -> None:
         ({"task__question": "why? " * 2000}, r"run.device.longest_edge_px: prompt and answer take \d+ tokens .* 2048 positions"),
         (
             {"trainer__phases": [{"method": "lora", "train": ["text"], "targets": {"text": ["q_prj"]}}]},
-            r"run.trainer.phases\[0\].targets.text: the text part has no layer 'q_prj'; it has .*q_proj",
+            r"run.trainer.phases\[0\].targets.text: the text part has no linear layer 'q_prj'; it has .*q_proj",
+        ),
+        (
+            {"trainer__phases": [{"train": ["text"]}, {"train": ["text"], "targets": {"text": ["embed_tokens"]}}]},
+            r"run.trainer.phases\[1\].targets.text: the text part has no linear layer 'embed_tokens'",
         ),
     ],
 )
@@ -68,6 +73,10 @@ def test_what_cannot_work_is_refused_with_its_key_and_what_to_do(
 ) -> None:
     with pytest.raises(RunFileError, match=message):
         check(digits(**changes), environment)
+
+
+def test_a_target_may_be_more_than_the_last_name_of_its_path(environment: Environment) -> None:
+    check(digits(trainer__phases=[{"train": ["text"], "targets": {"text": ["mlp.down_proj"]}}]), environment)
 
 
 def test_two_problems_are_told_at_once(environment: Environment) -> None:

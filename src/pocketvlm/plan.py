@@ -20,11 +20,11 @@ from pocketvlm.artifacts.store import Store
 from pocketvlm.environment import Environment
 from pocketvlm.errors import RunFileError
 from pocketvlm.llamacpp.sizes import estimate_mb, unfit
-from pocketvlm.run_file import Phase, Recipe, RunFile, refuse_not_available
+from pocketvlm.run_file import Recipe, RunFile, refuse_not_available
 from pocketvlm.sources.open import open_source
 from pocketvlm.stages.stage import STAGES, load_stage, stage_id
 from pocketvlm.student import base, pixels
-from pocketvlm.student.families import PARTS, Geometry, read_geometry
+from pocketvlm.student.families import PARTS, Geometry, lora_targets, read_geometry
 from pocketvlm.student.grammar import prefix_clashes
 from pocketvlm.student.prompt import MAX_GRID_SIDE, PromptEncoder, answer_text, prompt_text
 
@@ -114,21 +114,15 @@ def _problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
     for kind in recipe.quantiser.types:
         if odd := unfit(_text_shapes(facts).values(), kind):
             yield f"run.quantiser.types: {odd} matrices have rows that are no multiple of 32, which {kind} needs; use f16"
+    yield from _target_problems(recipe, facts)
+
+
+def _target_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
+    geometry = facts.geometry
+    layers = geometry.family.linear_layers(facts.shapes, tied_head=geometry.tied_head)
     for i, phase in enumerate(recipe.trainer.phases):
-        yield from _target_problems(f"run.trainer.phases[{i}]", phase, facts)
-
-
-def _target_problems(where: str, phase: Phase, facts: StudentFacts) -> Iterator[str]:
-    family = facts.geometry.family
-    for part, targets in phase.targets.items():
-        layers = {
-            name.split(".")[-2]
-            for name, shape in facts.shapes.items()
-            if family.part_of(name) == part and len(shape) == 2
-        }
-        for target in targets:
-            if target not in layers:
-                yield f"{where}.targets.{part}: the {part} part has no layer {target!r}; it has {', '.join(sorted(layers))}"
+        _, problems = lora_targets(geometry.family, layers, phase, tied_head=geometry.tied_head)
+        yield from (f"run.trainer.phases[{i}].{problem}" for problem in problems)
 
 
 def _largest_grid(recipe: Recipe, geometry: Geometry) -> pixels.Grid:
@@ -175,8 +169,10 @@ def _trainer(recipe: Recipe, facts: StudentFacts, train_images: int) -> list[str
     cut = _largest_grid(recipe, facts.geometry)
     visual = cut.tiles * facts.geometry.tokens_per_tile
     prompt = len(facts.encoder.prompt(cut))
+    family = facts.geometry.family
+    exact = "pixels and tokens" + (" exactly" if family.device_exact else " not proven to be") + " as on the phone"
     lines = [
-        f"{facts.geometry.family.name}, {facts.parameters() / 1e6:.2f} M parameters, {recipe.student.model}",
+        f"{family.name}, {facts.parameters() / 1e6:.2f} M parameters, {recipe.student.model}; {exact}",
         f"{visual} visual tokens an image ({cut.rows}x{cut.cols} tiles and the overview), {prompt} tokens a prompt",
     ]
     steps = math.ceil(train_images / recipe.trainer.batch_size)

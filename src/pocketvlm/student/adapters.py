@@ -19,45 +19,23 @@ from torch import Tensor, nn
 from pocketvlm.artifacts.checkpoint_layout import ADAPTER, ADAPTER_CONFIG, ADAPTER_PREFIX, WEIGHTS, PhaseRecord
 from pocketvlm.errors import DataError, UserError
 from pocketvlm.run_file import Part, Phase
-from pocketvlm.student.families import Family
+from pocketvlm.student.families import Family, lora_targets
 
 _ADAPTER_NAME = "default"
 """peft's own name for the only adapter; it is part of the names in memory and not of those on disk."""
-HEAD = "lm_head"
 
 
-def linear_layers(model: Any, family: Family, part: Part) -> list[str]:
-    """Paths of all linear layers of a part, in the model's order."""
-    return [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and family.part_of(f"{path}.weight") == part
-    ]
+def resolve_targets(model: Any, family: Family, phase: Phase, *, where: str = "run.trainer.phases") -> list[str]:
+    """Paths of the linear layers that a LoRA phase puts adapters on, in the model's order within each part.
 
-
-def resolve_targets(model: Any, family: Family, phase: Phase) -> list[str]:
-    """Paths of the linear layers that a LoRA phase puts adapters on.
-
-    Without `targets` for a part: all of its linear layers but the output head, as the QLoRA paper found best. A target
-    is the end of a path: `q_proj`, `mlp.fc1`. Raises UserError for a target that names no linear layer of its part.
+    The rule is `lora_targets`. `where` names the phase in errors. Raises UserError for targets that cannot be.
     """
-    found: list[str] = []
-    for part in phase.train:
-        layers = linear_layers(model, family, part)
-        if part not in phase.targets:
-            found += [path for path in layers if path != HEAD]
-            continue
-        for target in phase.targets[part]:
-            named = [path for path in layers if f".{path}".endswith(f".{target}")]
-            if not named:
-                there = ", ".join(sorted({path.rpartition(".")[2] for path in layers}))
-                raise UserError(f"run.trainer.phases: targets.{part}: the {part} part has no linear layer {target!r}; "
-                                f"it has {there}")  # fmt: skip
-            found += [path for path in named if path not in found]
-    if HEAD in found and model.get_output_embeddings().weight is model.get_input_embeddings().weight:
-        raise UserError(f"run.trainer.phases: targets.text: {HEAD} shares its weights with the embeddings of this student, "
-                        "so an adapter cannot be merged; remove it")  # fmt: skip
-    return found
+    layers = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    tied_head = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    targets, problems = lora_targets(family, layers, phase, tied_head=tied_head)
+    if problems:
+        raise UserError("\n".join(f"{where}.{problem}" for problem in problems))
+    return targets
 
 
 def inject(model: Any, targets: list[str], *, rank: int, alpha: float, dropout: float, seed: int = 0) -> None:

@@ -6,15 +6,17 @@ A family is named by the class in `architectures` of its config.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pocketvlm.errors import UserError
-from pocketvlm.run_file import Part
+from pocketvlm.run_file import Part, Phase
 
 PARTS: tuple[Part, ...] = ("vision", "connector", "text")
+HEAD = "lm_head"
+"""Path of the output head, the linear layer before the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Family:
     """What `text_config.architectures` must say for llama.cpp's converter."""
     device_exact: bool
     """True: student/ builds the very pixels and tokens of the pinned llama.cpp."""
+    embeddings: tuple[str, ...] = ("embed_tokens", "position_embedding")
+    """Last names of the modules whose weight is a matrix and that are no linear layers."""
 
     def part_of(self, tensor: str) -> Part:
         """The part that owns a tensor name. Raises KeyError for a name of no part."""
@@ -37,11 +41,18 @@ class Family:
                 return part
         raise KeyError(f"{tensor} belongs to no part of {self.name}")
 
+    def linear_layers(self, shapes: Mapping[str, Sequence[int]], *, tied_head: bool) -> list[str]:
+        """Paths of the linear layers, by the tensors of a checkpoint; a tied head is one and has no tensor there."""
+        matrices = [name.removesuffix(".weight") for name, shape in shapes.items()
+                    if name.endswith(".weight") and len(shape) == 2]  # fmt: skip
+        layers = [path for path in matrices if path.rpartition(".")[2] not in self.embeddings]
+        return [*layers, HEAD] if tied_head and HEAD not in layers else layers
+
 
 _IDEFICS3_PREFIXES: Mapping[Part, tuple[str, ...]] = {
     "vision": ("model.vision_model.",),
     "connector": ("model.connector.",),
-    "text": ("model.text_model.", "lm_head."),
+    "text": ("model.text_model.", f"{HEAD}."),
 }
 FAMILIES = {
     family.architecture: family
@@ -53,17 +64,43 @@ FAMILIES = {
 }
 
 
+def lora_targets(family: Family, layers: Sequence[str], phase: Phase, *, tied_head: bool) -> tuple[list[str], list[str]]:
+    """Which of a student's linear layers (paths) a LoRA phase puts adapters on; and what is wrong with its `targets`.
+
+    Without `targets` for a part: all of its layers but the output head, as the QLoRA paper found best. A target is the
+    end of a path: `q_proj`, `mlp.fc1`. Problems are a line each, beginning with the key below the phase.
+    """
+    found: dict[str, None] = {}
+    problems: list[str] = []
+    for part in phase.train:
+        own = [path for path in layers if family.part_of(f"{path}.weight") == part]
+        if part not in phase.targets:
+            found |= dict.fromkeys(path for path in own if path != HEAD)
+        for target in phase.targets.get(part, []):
+            named = [path for path in own if f".{path}".endswith(f".{target}")]
+            if not named:
+                problems.append(f"targets.{part}: the {part} part has no linear layer {target!r}; it has {_last_names(own)}")
+            elif tied_head and HEAD in named:
+                problems.append(f"targets.{part}: {HEAD} shares its weights with the embeddings of this student, so an "
+                                "adapter cannot be merged; remove it")  # fmt: skip
+            found |= dict.fromkeys(named)
+    return list(found), problems
+
+
+def _last_names(paths: Iterable[str]) -> str:
+    return ", ".join(sorted({path.rpartition(".")[2] for path in paths}))
+
+
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes that a checkpoint's config.json fixes."""
+    """What a checkpoint's config.json fixes."""
 
     family: Family
     tile_px: int
     patch_px: int
     scale_factor: int
-    vision_width: int
-    text_width: int
-    vocabulary: int
+    tied_head: bool
+    """The output head shares its weights with the token embeddings."""
 
     @property
     def tokens_per_tile(self) -> int:
@@ -91,15 +128,14 @@ def geometry_of(config: Mapping[str, Any], where: str) -> Geometry:
     family = FAMILIES.get(architecture)
     if family is None:
         raise UserError(f"{where}: the family {architecture} is not available; use a model of {_known()}")
-    vision, text = config["vision_config"], config["text_config"]
+    vision = config["vision_config"]
     return Geometry(
         family=family,
         tile_px=vision.get("image_size", 512),
         patch_px=vision.get("patch_size", 16),
         scale_factor=config.get("scale_factor", 2),
-        vision_width=vision.get("hidden_size", 768),
-        text_width=text["hidden_size"],
-        vocabulary=text.get("vocab_size", config.get("vocab_size", 49280)),
+        # The class of the whole model decides, whatever the config of its text model says; both default to False.
+        tied_head=config.get("tie_word_embeddings", False),
     )
 
 

@@ -122,7 +122,7 @@ def _phase(run: Run, now: state.State, resume: state.Resume | None) -> state.Sta
     best = work.scratch / f"best-{plan.index}.safetensors"
     if resume:
         state.restore(resume, best, work.folder)
-    student, targets = _open_student(run, phase, now.finished, _seed(run, plan.index))
+    student, targets = _open_student(run, plan.index, now.finished)
     # A checkpoint after the last step leaves nothing to do; the HF Trainer would go on to the end of the epoch.
     if now.step < plan.steps:
         learner = Learner(student, run.encoder.image_id, run.precision).to(run.device)
@@ -145,8 +145,9 @@ def _phase(run: Run, now: state.State, resume: state.Resume | None) -> state.Sta
                                   "finished": [*now.finished, record]})  # fmt: skip
 
 
-def _open_student(run: Run, phase: Phase, finished: list[PhaseRecord], seed: int) -> tuple[Any, list[str]]:
+def _open_student(run: Run, index: int, finished: list[PhaseRecord]) -> tuple[Any, list[str]]:
     """The base with all finished phases, read from their files as a resume reads them; and the LoRA targets, if any."""
+    phase = run.work.recipe.trainer.phases[index]
     student = load_model(run.base, dtype=torch.float32)
     for record in finished:
         adapters.apply_phase(student, run.work.folder, record, merge=True)
@@ -154,8 +155,8 @@ def _open_student(run: Run, phase: Phase, finished: list[PhaseRecord], seed: int
     if phase.method == "full":
         adapters.train_parts(student, family, phase.train)
         return student, []
-    targets = adapters.resolve_targets(student, family, phase)
-    adapters.inject(student, targets, rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout, seed=seed)
+    targets = adapters.resolve_targets(student, family, phase, where=f"run.trainer.phases[{index}]")
+    adapters.inject(student, targets, rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout, seed=_seed(run, index))
     return student, targets
 
 
