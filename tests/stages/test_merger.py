@@ -18,10 +18,10 @@ from pocketvlm.artifacts.partial import Partial
 from pocketvlm.environment import Environment
 from pocketvlm.errors import DataError
 from pocketvlm.progress import Progress
-from pocketvlm.run_file import Recipe
+from pocketvlm.run_file import Recipe, Student
 from pocketvlm.stages import merger
 from pocketvlm.stages.stage import Work
-from pocketvlm.student.adapters import inject, save_trained, trained_tensors, write_phase
+from pocketvlm.student.adapters import inject, save_trained, train_parts, trained_tensors, write_phase
 from pocketvlm.student.checkpoint import load_model, load_tokenizer
 from pocketvlm.student.families import read_geometry
 from pocketvlm.student.tiny import build_tiny
@@ -40,14 +40,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def merge(tmp_path: Path) -> Callable[[Path, Training], Path]:
-    def run(learnt: Path, training: Training) -> Path:
+def merge(tmp_path: Path) -> Callable[..., Path]:
+    def run(learnt: Path, training: Training, recipe: Recipe = RECIPE) -> Path:
         write_training(learnt, training)
         store = FolderStore(tmp_path / "store")
         trained = publish(store, "checkpoints", "0" * 16, learnt, inputs={}, settings={}, facts={})
         out = tmp_path / "out"
         out.mkdir()
-        merger.make(Work(RECIPE, tmp_path, store, "1" * 16, {"trainer": trained}, out, tmp_path / "scratch",
+        merger.make(Work(recipe, tmp_path, store, "1" * 16, {"trainer": trained}, out, tmp_path / "scratch",
                          Partial(store, "models", "1" * 16), Progress(), Environment()))  # fmt: skip
         return out
 
@@ -78,6 +78,21 @@ def test_exactly_the_trained_tensors_change_and_are_counted_by_part(
     assert json.loads((out / "merge.json").read_text())["changed"] == {"vision": 0, "connector": 0, "text": 2}
     base, merged = load_model(tiny).state_dict(), load_model(out).state_dict()
     assert {name for name in base if not base[name].equal(merged[name])} == {NORM, HEAD}
+
+
+def test_a_tied_student_changes_its_embeddings_once(
+    merge: Callable[..., Path], tied_tiny: Path, tmp_path: Path
+) -> None:
+    model: Any = load_model(tied_tiny)
+    train_parts(model, read_geometry(tied_tiny).family, ["text"])
+    names = sorted(trained_tensors(model))
+    assert HEAD not in names
+    recipe = RECIPE.model_copy(update={"student": Student(model=str(tied_tiny))})
+    out = merge(tmp_path / "learnt", training(full_phase(tmp_path / "learnt", tied_tiny, names)), recipe)
+    assert json.loads((out / "merge.json").read_text())["changed"] == {"vision": 0, "connector": 0, "text": len(names)}
+    merged: Any = load_model(out)
+    assert merged.lm_head.weight is merged.model.text_model.embed_tokens.weight
+    assert not merged.lm_head.weight.equal(model.lm_head.weight)
 
 
 def test_a_tensor_that_changed_without_being_trained_is_refused(

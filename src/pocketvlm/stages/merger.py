@@ -49,10 +49,10 @@ def make(work: Work) -> Made:
     training = read_training(learnt)
     geometry = read_geometry(source)
     model = load_model(source)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in own_tensors(model).items()}
     for phase in training.phases:
         apply_phase(model, learnt, phase, merge=True)
-    changes = changed_tensors(before, model.state_dict(), training, geometry.family)
+    changes = changed_tensors(before, own_tensors(model), training, geometry.family)
     del before
     nats = _against_adapter(model, source, learnt, training)
     rounded = _rounding(model)
@@ -62,6 +62,18 @@ def make(work: Work) -> Made:
     proof = {"changed": changes, "merged_against_adapter_nats": nats, "bf16_rounding_nats": rounded}
     (work.folder / "merge.json").write_text(json.dumps(proof, indent=1, sort_keys=True) + "\n")
     return Made(facts=proof, measurements={"seconds": round(time.monotonic() - clock, 3)}, versions=_versions())
+
+
+def own_tensors(model: Any) -> dict[str, Tensor]:
+    """The state dict with shared tensors once, under the first of their names, as training names them.
+
+    Of a tied student, `lm_head.weight` is the token embeddings under another name.
+    """
+    names: dict[int, str] = {}
+    state: dict[str, Tensor] = model.state_dict()
+    for name, tensor in state.items():
+        names.setdefault(tensor.data_ptr(), name)
+    return {name: state[name] for name in names.values()}
 
 
 def changed_tensors(
