@@ -36,13 +36,31 @@ class Grid:
 def letterbox(image: Image.Image, canvas_px: int) -> Image.Image:
     """RGB image -> RGB square of `canvas_px`: longest side fits, centred, the rest black.
 
-    The sides are rounded to the nearest pixel, at least 1; the smaller border is at the left and at the top.
+    Each side is rounded to the nearest pixel, halves up as Java's and Kotlin's round do, and is at least 1. The filter is
+    Pillow's LANCZOS (three lobes, widened when shrinking), rows first, 8 bits between the passes. Where the border is odd,
+    its smaller half is at the left or at the top. The app makes the same square from docs/release.md.
     """
-    scale = canvas_px / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
+    longest = max(image.size)
+    # In whole numbers: Python's round() takes halves to the even neighbour, and a product of floats may miss the half.
+    width, height = (max(1, (2 * side * canvas_px + longest) // (2 * longest)) for side in image.size)
     canvas = Image.new("RGB", (canvas_px, canvas_px), BLACK)
-    canvas.paste(image.resize((width, height), FILTER), ((canvas_px - width) // 2, (canvas_px - height) // 2))
+    canvas.paste(_resize(image, (width, height)), ((canvas_px - width) // 2, (canvas_px - height) // 2))
     return canvas
+
+
+def canvas_example(canvas_px: int) -> tuple[Image.Image, Image.Image]:
+    """A generated RGB image of an awkward size, and its canvas: what an app's own letterbox can be held against.
+
+    Twice the canvas wide, about 5/8 of that high: its height comes out at exactly half a pixel, which only rounding up
+    makes right, and the border of an even canvas is odd. Sharp edges, fine lines and colours show another filter.
+    """
+    width, height = 2 * canvas_px, 4 * (5 * canvas_px // 16) + 1
+    y_HW, x_HW = np.mgrid[:height, :width]
+    red = (3 * x_HW + 5 * y_HW) % 256
+    green = (x_HW * x_HW + y_HW * y_HW) // 16 % 256
+    blue = 255 * ((x_HW ^ y_HW) * 5 % 7 < 3)
+    original = Image.fromarray(np.stack([red, green, blue], axis=-1).astype(np.uint8))
+    return original, letterbox(original, canvas_px)
 
 
 def grid(width: int, height: int, *, tile_px: int, longest_edge_px: int) -> Grid:
@@ -73,7 +91,12 @@ def tiles(image: Image.Image, *, tile_px: int, longest_edge_px: int) -> tuple[Pi
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image if image.size == size else image.resize(size, FILTER)
+    """LANCZOS, rows before columns, as llama.cpp does it.
+
+    In one call, Pillow 13 takes the columns of some tall images first (its #9549), which moves pixels by up to 3 of 255.
+    """
+    across = image if image.width == size[0] else image.resize((size[0], image.height), FILTER)
+    return across if across.height == size[1] else across.resize(size, FILTER)
 
 
 def blind(image: Image.Image) -> Image.Image:
