@@ -90,6 +90,16 @@ def test_an_unpinned_hub_model_is_refused(environment: Environment) -> None:
         check(digits(student={"model": "owner/model"}), environment)
 
 
+def test_a_student_of_another_vocabulary_is_refused(environment: Environment, tmp_path: Path) -> None:
+    from pocketvlm.student.tiny import build_tiny
+
+    folder = build_tiny(tmp_path / "other", seed=0, longest_edge_px=32)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text((folder / name).read_text().replace("<|im_start|>", "<|begin|>"))
+    with pytest.raises(UserError, match=r"run.student.model: the tokenizer of .*other has not <\|im_start\|> as a special token"):
+        check(digits(student={"model": str(folder)}), environment)
+
+
 def test_a_folder_without_a_checkpoint_is_refused(environment: Environment) -> None:
     with pytest.raises(UserError, match=r"run.student.model: ./nowhere is neither"):
         check(digits(student={"model": "./nowhere"}), environment)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
+from pocketvlm.errors import UserError
 from pocketvlm.run_file import Task
 from pocketvlm.student.pixels import Grid
-from pocketvlm.student.prompt import IGNORE, MEDIA, PromptEncoder, pad, prompt_text
+from pocketvlm.student.prompt import END, FAKE, GLOBAL, IGNORE, IMAGE, MEDIA, START, PromptEncoder, pad, prompt_text
+from pocketvlm.student.tiny import build_tokenizer
 
 ONE = Grid((32, 32), 1, 1)
 
@@ -59,8 +65,32 @@ def test_filling_up_adds_no_labels(encoder: PromptEncoder) -> None:
     assert sum(label != IGNORE for label in labels[0]) == sum(label != IGNORE for label in short.labels)
 
 
+def without(token: str) -> PreTrainedTokenizerFast:
+    """The tiny student's tokenizer with another name in the place of one token."""
+    content = json.loads(build_tokenizer().backend_tokenizer.to_str())
+    other = token.replace("<", "[")
+    content["model"]["vocab"] = {other if text == token else text: i for text, i in content["model"]["vocab"].items()}
+    for added in content["added_tokens"]:
+        added["content"] = other if added["content"] == token else added["content"]
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), name_or_path="owner/other")
+
+
+@pytest.mark.parametrize("token", [START, END, FAKE, GLOBAL, IMAGE])
+def test_a_student_without_a_token_of_the_layout_is_refused_by_its_name(token: str, task: Task) -> None:
+    with pytest.raises(UserError, match=rf"run\.student\.model: .* owner/other has not {re.escape(token)} as") as caught:
+        PromptEncoder(without(token), prompt=prompt_text(task), tokens_per_tile=4)
+    assert caught.value.exit_code == 2
+
+
+def test_a_grid_beyond_the_rows_of_a_vocabulary_is_refused_by_its_name(task: Task) -> None:
+    encoder = PromptEncoder(without("<row_2_col_1>"), prompt=prompt_text(task), tokens_per_tile=4)
+    assert encoder.image(ONE)
+    with pytest.raises(UserError, match="owner/other has not <row_2_col_1>"):
+        encoder.image(Grid((64, 64), 2, 2))
+
+
 def test_a_prompt_without_the_marker_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="exactly once"):
+    with pytest.raises(UserError, match="exactly once"):
         PromptEncoder(tokenizer, prompt="User: hello", tokens_per_tile=4)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pocketvlm.errors import UserError
 from pocketvlm.run_file import Task
 from pocketvlm.student.pixels import Grid
 
@@ -25,6 +26,8 @@ MAX_GRID_SIDE = 6
 
 class Tokenizer(Protocol):
     """What is used of a Hugging Face tokenizer."""
+
+    name_or_path: str
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
     def convert_tokens_to_ids(self, tokens: str) -> Any: ...
@@ -56,12 +59,13 @@ class PromptEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, *, prompt: str, tokens_per_tile: int) -> None:
-        """Raises ValueError when the prompt has not exactly one marker or the vocabulary lacks a token of the layout."""
+        """Raises UserError when the prompt has not exactly one marker or the vocabulary lacks a token of the layout."""
         before, marker, after = prompt.partition(MEDIA)
         if not marker or MEDIA in after:
-            raise ValueError(f"the prompt must hold {MEDIA} exactly once")
+            raise UserError(f"run.task.question: the prompt must hold {MEDIA} exactly once, where the image goes; correct it")
         self.tokenizer = tokenizer
         self.tokens_per_tile = tokens_per_tile
+        self._special(START)
         self._before, self._after = self._ids(before), self._ids(after)
         self._newline, self._blank_line = self._single("\n"), self._single("\n\n")
         self._fake, self._global, self.image_id = self._special(FAKE), self._special(GLOBAL), self._special(IMAGE)
@@ -73,14 +77,18 @@ class PromptEncoder:
     def _single(self, text: str) -> int:
         ids = self._ids(text)
         if len(ids) != 1:
-            raise ValueError(f"the tokenizer has no single token for {text!r}")
+            raise self._lacks(repr(text), "one token")
         return ids[0]
 
     def _special(self, token: str) -> int:
         number = self.tokenizer.convert_tokens_to_ids(token)
         if not isinstance(number, int) or self._ids(token) != [number]:
-            raise ValueError(f"the tokenizer has no special token {token}")
+            raise self._lacks(token, "a special token")
         return number
+
+    def _lacks(self, token: str, what: str) -> UserError:
+        return UserError(f"run.student.model: the tokenizer of {self.tokenizer.name_or_path or 'this student'} has not {token} "
+                         f"as {what}, which the prompt needs; use a model with SmolVLM's vocabulary")
 
     def image(self, cut: Grid) -> list[int]:
         """Ids of an image: every tile with its row and column, then the overview."""
