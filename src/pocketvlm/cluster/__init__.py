@@ -7,6 +7,7 @@
     words.py      values files, commands and numbers as people write them
     faults.py     how a run ends badly: what is wrong, and what to do
     table.py      the lines and the table of the log
+    teller.py     who is told what, and that it is told once
     api.py        the Kubernetes API; the only file that imports `kubernetes`
     metrics.py    where the run stands, for Prometheus
     check.py      whether all rights are there

@@ -15,13 +15,12 @@ from pathlib import Path
 from types import FrameType
 
 from pocketvlm.cluster.api import Api, Away, Refused, connect
-from pocketvlm.cluster.faults import Fault, no_right
-from pocketvlm.cluster.machine import Assessment, StageView, assess, pods_to_ask_about
+from pocketvlm.cluster.faults import no_right
+from pocketvlm.cluster.machine import assess, pods_to_ask_about
 from pocketvlm.cluster.metrics import RunMetrics, serve
 from pocketvlm.cluster.objects import Job, Snapshot
 from pocketvlm.cluster.plan import ConductorPlan, SetUpWrong, read_plan
-from pocketvlm.cluster.table import changes, ended_badly, table, trouble_lines
-from pocketvlm.cluster.words import Commands
+from pocketvlm.cluster.teller import Teller
 from pocketvlm.errors import PocketVLMError
 from pocketvlm.progress import Progress, duration
 
@@ -55,10 +54,7 @@ class Conductor:
     ) -> None:
         self._plan, self._api, self._progress, self._metrics = plan, api, progress, metrics
         self._patience = patience or Patience()
-        self._commands = Commands.of(plan)
-        self._begun = time.monotonic()
-        self._shown: dict[str, StageView] = {}
-        self._told: set[str] = set()
+        self._teller = Teller(plan, api, progress)
         self._absent: dict[str, float] = {}
         self._seen: set[str] = set()
         self._failures = 0
@@ -66,14 +62,10 @@ class Conductor:
         self._refused_since: float | None = None
         self._conflicts = 0
         self._short_watches = 0
-        self._last_words: dict[str, str] = {}
 
     def run(self) -> None:
         """Returns when all stages are complete. Raises StageFailed, SetUpWrong, or PocketVLMError if the API stays away."""
-        order = ", ".join(stage.name for stage in self._plan.stages)
-        self._progress.line(
-            f"run {self._plan.run} as release {self._plan.release} in namespace {self._plan.namespace}: {order}"
-        )
+        self._teller.begin()
         while True:
             try:
                 if self._round():
@@ -87,11 +79,12 @@ class Conductor:
         """One list, what follows from it, and one watch. True: the run is done."""
         seen, version = self._look()
         found = assess(self._plan, seen, self._gone(seen))
-        self._show(found, seen)
+        self._metrics.update(found.stages)
+        self._teller.show(found, seen)
         if found.fault:
-            self._fail(found.fault, seen)
+            self._teller.fail(found.fault, found.stages, seen)
         if found.done:
-            self._progress.line(f"all {len(found.stages)} stages are complete{_whole(found.stages)}")
+            self._teller.done(found.stages)
             return True
         if found.release:
             self._release(found.release)
@@ -155,80 +148,7 @@ class Conductor:
             self._pause(self._conflicts - 1)
             return
         self._conflicts = 0
-        how = f"to queue {job.queue} of Kueue" if job.queue else "to run"
-        self._progress.line(f"released the {stage.name} {how}: {why}")
-        self._event(job, "StageReleased", f"{stage.name} released {how}: {why}")
-
-    def _show(self, found: Assessment, seen: Snapshot) -> None:
-        """Tells what is new."""
-        self._metrics.update(found.stages)
-        self._tell_attempts(found, seen)
-        lines = list(changes(self._shown, found.stages, self._commands))
-        states = [(view.name, view.state, view.attempts) for view in found.stages]
-        if states != [(view.name, view.state, view.attempts) for view in self._shown.values()]:
-            for line in [*lines, *table(found.stages, seen.now)]:
-                self._progress.line(line)
-            for view in found.stages:
-                if view.state == "complete" and view.job in seen.jobs:
-                    self._event(seen.jobs[view.job], "StageFinished", f"{view.name} complete")
-        self._shown = {view.name: view for view in found.stages}
-        turn = next((view.name for view in found.stages if view.state != "complete"), "")
-        for trouble in found.troubles:
-            key = f"{trouble.pod} {trouble.what} {trouble.limit_s is None}"
-            if key not in self._told and not found.fault:
-                self._told.add(key)
-                first, *rest = trouble_lines(turn, trouble, seen.now)
-                self._progress.warn(first)
-                for line in rest:
-                    self._progress.line(line)
-
-    def _tell_attempts(self, found: Assessment, seen: Snapshot) -> None:
-        """Attempts that ended badly, but for the one that ends the run: the report tells of that."""
-        for stage in self._plan.stages:
-            job = seen.jobs.get(stage.job)
-            for pod in seen.pods_of(job) if job else ():
-                if job and job.failing and pod.uid not in self._last_words:
-                    self._last_words[pod.uid] = self._log(pod.name, "")
-                if pod.phase == "Failed" and pod.uid not in self._told:
-                    self._told.add(pod.uid)
-                    if self._shown and not (job and (job.condition or job.failing)):
-                        self._progress.warn(ended_badly(stage.name, pod))
-
-    def _fail(self, fault: Fault, seen: Snapshot) -> None:
-        """Tells the whole of it and raises."""
-        log = self._log(fault.pod, fault.container) if fault.pod else ""
-        if not log and not fault.last_words:
-            job = seen.jobs.get(fault.job)
-            kept = [self._last_words.get(pod.uid, "") for pod in (seen.pods_of(job) if job else ())]
-            log = next((text for text in [*kept, *self._last_words.values()] if text), "")
-        for line in fault.report(log):
-            self._progress.line(line)
-        if fault.job in seen.jobs:
-            self._event(seen.jobs[fault.job], "StageFailed", fault.headline, warning=True)
-        raise fault.error()
-
-    def _log(self, pod: str, container: str) -> str:
-        """The end of a log, or nothing: a log that is out of reach must not hide the fault."""
-        try:
-            return self._api.log(pod, container)
-        except (Away, Refused) as error:
-            self._once(f"the log of {pod} cannot be read: {error}")
-            return ""
-
-    def _event(self, job: Job, reason: str, message: str, *, warning: bool = False) -> None:
-        """An Event that cannot be written is no reason to stop a run."""
-        if f"{job.uid} {reason}" in self._told:
-            return
-        self._told.add(f"{job.uid} {reason}")
-        try:
-            self._api.tell(job, reason, message, warning=warning)
-        except (Away, Refused) as error:
-            self._once(f"no Event was written: {error}")
-
-    def _once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            self._progress.warn(text)
+        self._teller.released(stage.name, job, why)
 
     def _bear_absence(self, reason: str) -> None:
         now = time.monotonic()
@@ -252,18 +172,12 @@ class Conductor:
             self._refused_since = now
         if now - self._refused_since >= self._patience.rights_s:
             raise no_right(self._plan, str(error))
-        self._once(f"{error}; trying for {duration(self._patience.rights_s)}, since new rights take a moment")
+        self._teller.warn_once(f"{error}; trying for {duration(self._patience.rights_s)}, since new rights take a moment")
         time.sleep(min(2.0, self._patience.rights_s / 4))
 
     def _pause(self, failures: int) -> None:
         """Doubling, and uneven, so that the conductors of many releases do not come back at once."""
         time.sleep(min(self._patience.longest_pause_s, 0.25 * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0))
-
-
-def _whole(stages: tuple[StageView, ...]) -> str:
-    started = [view.started for view in stages if view.started is not None]
-    ended = [view.ended for view in stages if view.ended is not None]
-    return f" after {duration(max(ended) - min(started))}" if started and ended else ""
 
 
 def conduct(path: Path) -> None:

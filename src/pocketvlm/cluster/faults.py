@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pocketvlm.cluster.objects import GATES, Container, Pod
@@ -49,12 +49,13 @@ class Fault:
             return SetUpWrong(f"{self.headline.rstrip('.')}; what to do is above")
         return StageFailed(f"{self.headline.rstrip('.')}; what to do is above")
 
-    def report(self, log: str = "") -> list[str]:
-        """The lines of the report. `log`: the end of the pod's log."""
+    def report(self, log: str = "", left: Sequence[str] = ()) -> list[str]:
+        """The lines of the report. `log`: the end of the pod's log; `left`: stages that run on."""
         before, said = split_log(log or self.last_words)
         lines = [f"FAILED: {self.headline}", *(f"    {line}" for line in said)]
-        rows = [*self.facts, *_labelled("before", before), *_labelled("to do", self.to_do), *_labelled("again", [self.again]),
-                *_labelled("more", self.more)]  # fmt: skip
+        note = [f"the {' and the '.join(left)} goes on until helm uninstall"] if left else []
+        rows = [*self.facts, *_labelled("before", before), *_labelled("to do", self.to_do), *_labelled("note", note),
+                *_labelled("again", [self.again]), *_labelled("more", self.more)]  # fmt: skip
         return [*lines, *(f"  {label:<8}{text}" for label, text in rows)]
 
 
@@ -69,7 +70,7 @@ def failed(case: Case) -> Fault:
     broken = pod.broken if pod else None
     headline, to_do = _why(case, pod, broken)
     more = [case.commands.describe("job", job.name)]
-    if pod:
+    if pod and pod.leave_by is None:  # a pod that its deadline ended goes, and its log with it
         more.insert(0, case.commands.logs(pod.name, broken.name if broken and len(pod.containers) > 1 else ""))
     return Fault(
         stage=case.stage.name,
@@ -159,7 +160,6 @@ def missing(plan: ConductorPlan, stage: StagePlan) -> Fault:
         job=stage.job,
         headline=f"the Job {stage.job} of the {stage.name} is not in namespace {plan.namespace}",
         facts=(("why", "somebody deleted it; or a clean-up of finished Jobs did, such as ttlSecondsAfterFinished"),),
-        to_do=("nothing: what was finished is not lost",),
         again=commands.again,
         more=(commands.kubectl("get jobs,events"),),
     )
@@ -210,7 +210,7 @@ def never_started(case: Case, trouble: Trouble) -> Fault:
         job=case.job.name,
         headline=f"the {case.stage.name} could not start within {duration(trouble.limit_s or 0)}: {trouble.what}",
         facts=tuple(facts),
-        to_do=(trouble.to_do, f"its pod is left to be looked at; if it only needs more time, raise {trouble.limit_name}"),
+        to_do=(trouble.to_do, f"or, if it only needs more time, raise {trouble.limit_name}"),
         again=case.commands.again,
         more=(trouble.more,),
     )

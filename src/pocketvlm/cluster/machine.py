@@ -90,15 +90,16 @@ def _view(stage: StagePlan, case: Case | None, troubles: list[Trouble]) -> Stage
     job, pods = case.job, case.pods
     state = _state(case, troubles)
     failures = max(job.failed, sum(pod.phase == "Failed" for pod in pods))
-    alive = state in ("starting", "stuck", "complete") or any(pod.phase in ("Running", "Succeeded") for pod in pods)
+    alive = state == "complete" or any(pod.phase != "Failed" and pod.leave_by is None for pod in pods)
+    begun = state not in ("waiting", "queued")
     return StageView(
         name=stage.name,
         job=job.name,
         state=state,
         # A Job that has never run has no startTime; one that Kueue put back keeps or loses it, by version.
-        started=None if state in ("waiting", "queued") else job.started,
+        started=job.started if begun else None,
         ended=job.ended,
-        attempts=failures + int(alive),
+        attempts=max(failures + int(alive), int(begun)),
         note=_note(case, state, troubles),
     )
 

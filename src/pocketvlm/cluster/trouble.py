@@ -214,8 +214,8 @@ def _hints(case: Case, pod: Pod) -> Iterator[str]:
     for resource in _lacking(pod):
         asked = next((one.requests.get(resource) or one.limits[resource] for one in pod.containers
                       if resource in (*one.requests, *one.limits)), "")  # fmt: skip
-        node, key = ("a node that has it", "gpus") if "/" in resource else ("a larger node", "resources")
-        yield f"it asks for {resource}{f': {asked}' if asked else ''}: add {node}, or ask for less in {case.value(key)}"
+        node = "a node that has it" if "/" in resource else "a larger node"
+        yield f"it asks for {resource}{f': {asked}' if asked else ''}: add {node}, or ask for less in stages.{case.stage.name}"
     if "untolerated taint" in pod.place_message:
         yield f"nodes have a taint that it does not tolerate: add it to {case.value('tolerations')}, or choose its preset"
     if "node affinity/selector" in pod.place_message:
