@@ -49,6 +49,7 @@ STRANGERS = {
     "sources/": ("stages", "student", "llamacpp", "cluster", "local", "plan", "cli"),
     "student/": ("stages", "sources", "llamacpp", "cluster", "local", "plan", "cli"),
     "llamacpp/": ("stages", "student", "sources", "cluster", "local", "plan", "cli"),
+    "chart/": ("artifacts", "stages", "student", "sources", "teacher", "llamacpp", "cluster", "local", "plan", "cli"),
     "report/": ("sources", "student", "llamacpp", "cluster", "local", "plan", "cli"),
     "stages/": ("cluster", "local", "plan", "cli"),
     "cluster/": (

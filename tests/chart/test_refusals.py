@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import re
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import helm_python as helm
 import pytest
 import yaml
 
-from .conftest import CHART, JOBS, ROOT, STAGES, Render, nested
+from .conftest import CHART, JOBS, ROOT, STAGES, Render, laid_over, nested, run_file_values
 from .matrix import MINIO, MONITORED
 
 
@@ -35,6 +38,53 @@ def test_without_a_recipe_nothing_is_made() -> None:
     with helm.Chart.load(CHART) as chart, pytest.raises(helm.HelmRenderError) as error:
         chart.render({}, name="digits")
     assert "run: is missing; the recipe comes from a run file: -f jobs/digits.yaml" in str(error.value)
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """A kubeconfig of an API server that knows one thing: in `models` there is an object store of the release `first`."""
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {
+        "name": "object-store", "namespace": "models", "annotations": {"meta.helm.sh/release-name": "first"},
+    }}  # fmt: skip
+    services = {"name": "services", "singularName": "service", "namespaced": True, "kind": "Service", "verbs": ["get"]}
+    answers = {
+        "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": [services]},
+        "/api/v1/namespaces/models/services/object-store": service,
+    }
+
+    class Api(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = answers.get(self.path.partition("?")[0], {"kind": "Status", "status": "Failure", "code": 404})
+            self.send_response(answer.get("code", 200))
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield json.dumps({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}],
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        })  # fmt: skip
+        server.shutdown()
+        thread.join()
+
+
+def test_a_second_object_store_in_the_namespace_is_refused_with_the_way_to_the_first(cluster: str) -> None:
+    values = laid_over(run_file_values("digits"), MINIO)
+    with helm.Config(kubeconfig_content=cluster, namespace="models") as config, helm.Chart.load(CHART) as chart:
+        with pytest.raises(helm.HelmRenderError) as error:
+            config.render(chart, values, name="second", namespace="models")
+        assert config.render(chart, values, name="first", namespace="models")
+        assert config.render(chart, values, name="second", namespace="elsewhere")
+    assert "namespace models has an object store already (of release first); use it: --set objectStore.enabled=false" in str(
+        error.value
+    )
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,16 @@ def test_more_variables_and_volumes_are_added_to_those_of_the_defaults(render: R
     assert variables(rendered.container("conductor"))["B"] == "1"
 
 
+def test_a_spread_is_that_of_the_stages_own_pods_unless_it_says_otherwise(render: Render) -> None:
+    spread = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+    other = {**spread, "labelSelector": {"matchLabels": {"team": "vision"}}}
+    rendered = render({"defaults": {"topologySpreadConstraints": [spread, other]}, "stages": {"labeller": {"shards": 2}}})
+    for stage in STAGES:
+        first, second = rendered.stage(stage)["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        assert first["labelSelector"]["matchLabels"]["app.kubernetes.io/component"] == stage
+        assert second == other
+
+
 def test_labels_of_a_user_never_replace_ours(render: Render) -> None:
     own = {"app.kubernetes.io/instance": "other", "kueue.x-k8s.io/admission-gated-by": "other", "team": "vision"}
     job = render({"defaults": dict.fromkeys(["jobLabels", "jobAnnotations", "podLabels", "podAnnotations"], own)}).stage("merger")

@@ -44,7 +44,10 @@ def test_every_value_that_a_template_reads_is_declared(path: Path) -> None:
     text = path.read_text()
     declared = {"run", "run.name", *(name for name, _ in fields(Values()))}
     declared |= {".".join(name.split(".")[:end]) for name in declared for end in (1, 2, 3)}
-    for name in re.findall(r"\.Values\.(\w+(?:\.\w+)*)", text):
+    read = re.findall(r"\.Values\.(\w+(?:\.\w+)*)", text)
+    for alias, place in re.findall(r"\$(\w+) := \$?\w*(?:\.root)?\.Values((?:\.\w+)*) ", text):
+        read += [f"{place}.{name}".strip(".") for name in re.findall(rf"\${alias}\.(\w+(?:\.\w+)*)", text)]
+    for name in read:
         assert name in declared, name
     settings = {field.alias for model in (TrainerStage, ShardedStage, Conductor) for field in model.model_fields.values()}
     for name in re.findall(r"(?:\$pod|\$trainer|\.pod)\.(\w+)", text):

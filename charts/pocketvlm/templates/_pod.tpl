@@ -59,6 +59,12 @@ Unlike mergeOverwrite, an empty value of `over` counts: 0 retries are 0 retries.
 {{- include "pocketvlm.overlay" (dict "under" $pod "over" (dict "affinity" (dict "nodeAffinity" $nodes))) -}}
 {{- $_ := set $pod "tolerations" (concat ($pod.tolerations | default list) ($preset.tolerations | default list)) -}}
 {{- end -}}
+{{- $spread := list -}}
+{{- range $pod.topologySpreadConstraints -}}
+{{- $ours := dict "labelSelector" (dict "matchLabels" (include "pocketvlm.selector" $ | fromYaml)) -}}
+{{- $spread = append $spread (hasKey . "labelSelector" | ternary . (merge $ours .)) -}}
+{{- end -}}
+{{- $_ := set $pod "topologySpreadConstraints" $spread -}}
 {{- $_ := set $pod "path" $path -}}
 {{- toJson $pod -}}
 {{- end }}

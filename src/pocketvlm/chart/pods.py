@@ -89,7 +89,7 @@ class Pod(ChartBlock):
     affinity: Affinity | None = None
     """Node and pod affinity."""
     topology_spread_constraints: list[SpreadConstraint] | None = None
-    """How the pods of a sharded stage lie on the nodes."""
+    """How pods lie on the nodes; without a labelSelector: those of the same stage."""
     priority_class_name: str | None = None
     """PriorityClass of the pods; empty: the cluster's default."""
     runtime_class_name: str | None = None
