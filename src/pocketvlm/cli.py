@@ -106,13 +106,14 @@ def _command(options: argparse.Namespace, environment: Environment) -> int:
 
 def _stage(name: str, run_file: RunFile, environment: Environment) -> int:
     from pocketvlm.artifacts.open import open_store
-    from pocketvlm.metrics import served
+    from pocketvlm.metrics import serve
     from pocketvlm.progress import Progress
     from pocketvlm.stages.stage import run_stage
 
     progress = Progress(name)
-    with served(progress.metrics, environment.metrics_port, progress.warn):
-        run_stage(name, run_file, open_store(environment), environment, progress)
+    if environment.metrics_port:
+        serve(progress.metrics, environment.metrics_port, progress.warn)
+    run_stage(name, run_file, open_store(environment), environment, progress)
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -86,30 +85,18 @@ class Metrics:
             yield metric
 
 
-@contextmanager
-def served(metrics: Metrics, port: int | None, warn: Callable[[str], None]) -> Iterator[None]:
-    """Serves `/metrics` on all addresses while it is open; without a port it does nothing.
+def serve(metrics: Metrics, port: int, warn: Callable[[str], None]) -> None:
+    """Serves `/metrics` on all addresses until the process ends.
 
     A port that cannot be had is worth a warning and not a failed stage.
     """
-    if port is None:
-        yield
-        return
     from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
     registry = CollectorRegistry()
     registry.register(cast(Any, metrics))  # by its method: a base class would be imported with every command
     ProcessCollector(registry=registry)
     try:
-        # In a cluster of IPv6 alone nobody comes over 0.0.0.0.
-        server, thread = start_http_server(port, "::" if socket.has_dualstack_ipv6() else "0.0.0.0", registry)
+        # In a cluster of IPv6 alone nobody comes over 0.0.0.0. Its thread is a daemon, so nothing waits for it at the end.
+        start_http_server(port, "::" if socket.has_dualstack_ipv6() else "0.0.0.0", registry)
     except OSError as error:
         warn(f"POCKETVLM_METRICS_PORT={port}: no /metrics, {error.strerror or error}")
-        yield
-        return
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
