@@ -8,6 +8,7 @@ while it trains, its own handler lies over this one (stages/training/stop.py). P
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -22,6 +23,8 @@ from pocketvlm.errors import Interrupted
 
 _open: set[Path] = set()
 """Temporary folders of this process."""
+_ALIVE = ".pocketvlm-alive"
+"""In each of them, locked by its process."""
 
 
 @contextmanager
@@ -39,15 +42,38 @@ def ends_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder in `parent`, which is made; removed at the end, and on SIGTERM."""
+    """A new folder in `parent`, which is made; removed at the end, and on SIGTERM.
+
+    After SIGKILL it stays until the next one is made there: a lock tells whether its process still lives.
+    """
     parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    makers = os.open(parent, os.O_RDONLY)
+    try:
+        fcntl.flock(makers, fcntl.LOCK_EX)
+        _sweep(parent)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        alive = (folder / _ALIVE).open("w")
+        fcntl.flock(alive, fcntl.LOCK_EX)
+    finally:
+        os.close(makers)
     _open.add(folder)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         _open.discard(folder)
+        alive.close()
+
+
+def _sweep(parent: Path) -> None:
+    """Removes what killed processes left."""
+    for lock in parent.glob(f"*/{_ALIVE}"):
+        with lock.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pocketvlm.artifacts.folder import FolderStore
+from pocketvlm.artifacts.partial import Partial
 from pocketvlm.artifacts.run_record import read_record, run_id
 from pocketvlm.environment import Environment
 from pocketvlm.errors import DataError, UserError
+from pocketvlm.interrupt import temporary_folder
 from pocketvlm.progress import Progress
 from pocketvlm.run_file import RunFile, check_run_file
 from pocketvlm.stages.stage import run_stage
@@ -77,3 +82,34 @@ def test_a_failing_stage_publishes_nothing_and_records_why(tmp_path: Path, store
 def test_a_stage_without_its_input_says_which_to_run_first(tmp_path: Path, store: FolderStore, environment: Environment) -> None:
     with pytest.raises(UserError, match=r"the merger of run skeleton-[0-9a-f]{8} has not finished; run `pocketvlm stage merger"):
         run_stage("quantiser", run_file(tmp_path), store, environment, Progress())
+
+
+def test_what_a_killed_attempt_left_is_cleared_by_the_next_that_finds_the_artifact(
+    tmp_path: Path, store: FolderStore, environment: Environment
+) -> None:
+    """Killed after it had published and before it cleared, or a twin that saved afterwards."""
+    artifact, _ = run_stage("labeller", run_file(tmp_path), store, environment, Progress())
+    assert artifact is not None
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "state").write_bytes(b"large")
+    Partial(store, artifact.kind, artifact.id).save(7, tmp_path / "step")
+    _, made = run_stage("labeller", run_file(tmp_path), store, environment, Progress())
+    assert not made
+    assert list(store.list("partial/")) == []
+
+
+def test_the_scratch_of_a_killed_stage_goes_when_the_next_one_starts(tmp_path: Path) -> None:
+    program = f"""
+import os, signal
+from pathlib import Path
+from pocketvlm.interrupt import temporary_folder
+with temporary_folder(Path({str(tmp_path)!r}), "killed-") as folder:
+    (folder / "model").write_text("large")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("killed-*/model"))) == 1
+    with temporary_folder(tmp_path, "living-") as living, temporary_folder(tmp_path, "second-") as second:
+        assert living.is_dir() and second.is_dir()
+        assert list(tmp_path.glob("killed-*")) == []
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []

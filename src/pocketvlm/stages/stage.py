@@ -151,9 +151,10 @@ def _find_or_make(
         if artifact is None:
             recorder.begin(own_id)
             artifact, made = _make(stage, work, settings)
-        finish = getattr(stage, "finish", None)
-        if artifact is not None and finish:
-            finish(work, artifact)
+        if artifact is not None:
+            work.partial.clear()  # an attempt that was killed after it had published left its own
+            if finish := getattr(stage, "finish", None):
+                finish(work, artifact)
     return artifact, made
 
 
@@ -166,8 +167,6 @@ def _make(stage: Stage, work: Work, settings: dict[str, Any]) -> tuple[Artifact 
             work.store, stage.KIND, work.id, work.folder, settings=settings, facts=result.facts, versions=result.versions,
             inputs={other: found.id for other, found in work.inputs.items()}, measurements=result.measurements,
         )  # fmt: skip
-    if artifact is not None:
-        work.partial.clear()
     return artifact, result is not None
 
 
