@@ -32,7 +32,7 @@ from pocketvlm.student.prompt import prompt_text
 KIND = "reports"
 INPUTS = ("labeller", "trainer", "merger", "quantiser")
 SHARED = True
-FORMAT = 2
+FORMAT = 3
 """Raise it when equal inputs give other numbers."""
 
 
@@ -75,6 +75,8 @@ def make(work: Work) -> Made | None:
     pictures.write_pictures(work.folder, images.test, rows, shipped)
     places = pictures.golden(rows, shipped, classes, work.recipe.evaluator.golden_images)
     pictures.write_golden(work.folder, images.test, rows, shipped, places)
+    if work.recipe.device.canvas_px:
+        pictures.write_canvas(work.folder, work.recipe.device.canvas_px)
     for name in metrics.order:
         _say(work, name, metrics)
     return Made(

@@ -16,6 +16,7 @@ from pocketvlm.run_file import Recipe
 from pocketvlm.stages import evaluator
 from pocketvlm.stages.evaluation import pictures
 from pocketvlm.stages.evaluation.measure import PairFiles, pairs
+from pocketvlm.student import pixels
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -97,3 +98,12 @@ def test_pictures_are_small_and_golden_images_are_the_measured_bytes(example: Ex
     (row,) = golden["images"]
     assert row["types"] == {"q8_0": {"answer": "b", "confidence": 0.9}}
     assert (tmp_path / "golden" / row["file"]).read_bytes() == example.image_png
+
+
+def test_the_canvas_example_is_an_image_and_what_the_labeller_makes_of_it(tmp_path: Path) -> None:
+    (tmp_path / "golden").mkdir()
+    pictures.write_canvas(tmp_path, 256)
+    golden = tmp_path / "golden"
+    with Image.open(golden / "canvas-original.png") as original, Image.open(golden / "canvas.png") as canvas:
+        assert original.size != canvas.size == (256, 256)
+        assert pixels.letterbox(original, 256).tobytes() == canvas.tobytes()

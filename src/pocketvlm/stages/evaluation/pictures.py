@@ -12,6 +12,7 @@ from PIL import Image
 from pocketvlm.artifacts.dataset import Example
 from pocketvlm.artifacts.manifest import canonical_json
 from pocketvlm.report.results import Prediction
+from pocketvlm.student import pixels
 
 WRONG_SHOWN = 24
 """Wrong answers with their picture in the report."""
@@ -57,6 +58,12 @@ def write_pictures(folder: Path, examples: Sequence[Example], predictions: Seque
         path = folder / picture_name(predictions[place])
         path.parent.mkdir(exist_ok=True)
         image.save(path, "PNG")
+
+
+def write_canvas(folder: Path, canvas_px: int) -> None:
+    """`golden/canvas-original.png`, and `golden/canvas.png`, which an app must make of it: see docs/release.md."""
+    for name, image in zip(("canvas-original", "canvas"), pixels.canvas_example(canvas_px), strict=True):
+        image.save(folder / "golden" / f"{name}.png", "PNG")
 
 
 def write_golden(
