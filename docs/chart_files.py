@@ -121,6 +121,8 @@ def _by_kind(mapping: dict[str, str]) -> dict[str, Any]:
 
 def _by_type(options: list[dict[str, Any]]) -> dict[str, Any]:
     """A union whose members differ in their type."""
+    if all(set(option) == {"type"} for option in options):
+        return {"type": [option["type"] for option in options]}
     *others, last = options
     if last == {"type": "null"} and len(others) == 1:
         (other,) = others

@@ -54,6 +54,17 @@ MATRIX: dict[str, dict[str, Any]] = {
     "nodes": NODES,
     "shards": SHARDS,
     "every pod setting": {"defaults": SETTINGS, "image": {"pullSecrets": ["registry"]}},
+    "large numbers": {
+        "defaults": dict.fromkeys(
+            ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "startupTimeoutSeconds", "unschedulableTimeoutSeconds"],
+            31536000,
+        ),
+        "conductor": {"activeDeadlineSeconds": 31536000},
+        "podSecurity": {"user": 1000680000, "group": 1000680000},
+        "image": {"tag": 12345678},
+        "metrics": {"port": 65535, "podMonitor": {"enabled": True, "renderMode": "alwaysRender", "intervalSeconds": 31536000},
+                    "prometheusRule": {"enabled": True, "renderMode": "alwaysRender", "noProgressSeconds": 31536000}},
+    },
     "queues": {"kueue": {"queueName": "gpus", "conductorQueueName": "small"}},
     "another platform": {"podSecurity": {"user": None, "group": None}},
     "accounts that exist": {"serviceAccounts": {"conductor": {"create": False, "name": "c"}, "stages": {"create": False}}},

@@ -93,13 +93,17 @@ def test_the_conductor_may_do_this_and_nothing_else(rendered: Rendered) -> None:
     (role,) = rendered.of("Role")
     jobs = [rendered.stage(stage)["metadata"]["name"] for stage in STAGES]
     assert role["rules"] == [
-        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["list", "watch"]},
         {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["patch"], "resourceNames": jobs},
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
         {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "list"]},
     ]
     assert [item["kind"] for item in rendered.objects if "Role" in item["kind"]] == ["Role", "RoleBinding"]
+
+
+def test_no_number_is_written_as_a_float(rendered: Rendered) -> None:
+    assert re.findall(r"[:=(] ?\d+(?:\.\d+)?e\+\d+.*", rendered.text) == []
 
 
 def test_no_pod_gets_the_variables_of_services(rendered: Rendered) -> None:

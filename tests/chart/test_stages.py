@@ -54,6 +54,21 @@ def test_the_plan_is_what_the_conductor_reads(render: Render) -> None:
     assert read.stages[1].job == render(release=LONG).stage("trainer")["metadata"]["name"]
 
 
+def test_the_role_gives_what_the_conductor_asks_for_and_no_more(render: Render) -> None:
+    plans, checks = (pytest.importorskip(f"pocketvlm.cluster.{name}") for name in ("plan", "check"))
+    rendered = render()
+    text = rendered.one("ConfigMap", "digits-conductor")["data"]["conductor.json"]
+    given = {
+        (verb, group, *resource.partition("/")[::2], name)
+        for rule in rendered.of("Role")[0]["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+        for name in rule.get("resourceNames", [""])
+    }
+    assert given == set(checks.rights(plans.ConductorPlan.model_validate_json(text)))
+
+
 @pytest.mark.parametrize(
     ("changes", "linger_s"),
     [

@@ -156,7 +156,7 @@ def test_every_block_of_the_schema_is_closed() -> None:
         ("stages.trainer.gpus", "one", "at '/stages/trainer/gpus': got string, want integer"),
         ("store.url", "gs://bucket", "at '/store/url': 'gs://bucket' does not match pattern "),
         ("defaults.workSize", "much", "at '/defaults/workSize': 'much' does not match pattern "),
-        ("image.tag", 1, "at '/image/tag': got number, want string"),
+        ("image.registry", 1, "at '/image/registry': got number, want string"),
     ],
 )  # fmt: skip
 def test_a_wrong_key_or_value_is_refused_before_anything_is_made_and_names_its_path(

@@ -58,7 +58,7 @@ labels:
 {{- $own := .pod.image | default dict -}}
 {{- $name := printf "%s%s" $all.repositoryPrefix .component -}}
 {{- if $all.registry -}}{{- $name = printf "%s/%s" (trimSuffix "/" $all.registry) $name -}}{{- end -}}
-{{- $own.repository | default $name }}:{{ $own.tag | default $all.tag | default .root.Chart.AppVersion }}
+{{- $own.repository | default $name }}:{{ $own.tag | default $all.tag | default .root.Chart.AppVersion | toJson | trimAll "\"" }}
 {{- with $own.digest }}@{{ . }}{{ end }}
 {{- end }}
 

@@ -24,7 +24,10 @@ Unlike mergeOverwrite, an empty value of `over` counts: 0 retries are 0 retries.
 {{- end -}}
 {{- end }}
 
-{{- /* Settings of a component, as JSON: `defaults` under its own, GPUs and preset worked in. The templates call them $pod. */ -}}
+{{- /*
+Settings of a component, as JSON: `defaults` under its own, GPUs and preset worked in. The templates call them $pod. Its
+numbers are floats, as all numbers of values files are: without int64 a template writes 1e+06 for a million.
+*/ -}}
 {{- define "pocketvlm.settings" -}}
 {{- $pod := dict -}}
 {{- include "pocketvlm.overlay" (dict "under" $pod "over" .root.Values.defaults) -}}
@@ -76,7 +79,7 @@ restartPolicy: Never
 serviceAccountName: {{ include "pocketvlm.account" . | quote }}
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
-terminationGracePeriodSeconds: {{ $pod.terminationGracePeriodSeconds }}
+terminationGracePeriodSeconds: {{ int64 $pod.terminationGracePeriodSeconds }}
 securityContext:
   {{- include "pocketvlm.podSecurity" .root | nindent 2 }}
 {{- with ($pod.image | default dict).pullSecrets | default .root.Values.image.pullSecrets }}
@@ -96,11 +99,11 @@ imagePullSecrets:
 runAsNonRoot: true
 seccompProfile: {type: RuntimeDefault}
 {{- with .Values.podSecurity.user }}
-runAsUser: {{ . }}
+runAsUser: {{ int64 . }}
 {{- end }}
 {{- with .Values.podSecurity.group }}
-runAsGroup: {{ . }}
-fsGroup: {{ . }}
+runAsGroup: {{ int64 . }}
+fsGroup: {{ int64 . }}
 fsGroupChangePolicy: OnRootMismatch
 {{- end }}
 {{- end }}

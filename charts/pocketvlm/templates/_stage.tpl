@@ -4,9 +4,9 @@
 {{- $env := include "pocketvlm.storeEnv" .root | fromJsonArray -}}
 {{- $env = append $env (dict "name" "POCKETVLM_SCRATCH" "value" "/work") -}}
 {{- $env = append $env (dict "name" "HF_HOME" "value" "/work/huggingface") -}}
-{{- $env = append $env (dict "name" "POCKETVLM_METRICS_PORT" "value" (toString .root.Values.metrics.port)) -}}
+{{- $env = append $env (dict "name" "POCKETVLM_METRICS_PORT" "value" (int64 .root.Values.metrics.port | toString)) -}}
 {{- if gt (int $pod.shards) 1 -}}
-{{- $env = append $env (dict "name" "POCKETVLM_SHARDS" "value" (toString $pod.shards)) -}}
+{{- $env = append $env (dict "name" "POCKETVLM_SHARDS" "value" (int64 $pod.shards | toString)) -}}
 {{- end -}}
 {{- /* Without it a stage would start a thread for every core of the node. */ -}}
 {{- $resources := $pod.resources | default dict -}}
@@ -30,7 +30,7 @@
 {{- fail (printf "%s.nodes: %d nodes and no GPU; set %s.gpus, the GPUs of each node" $pod.path $nodes $pod.path) -}}
 {{- end -}}
 {{- if gt (mul $gpus $nodes) 1 -}}
-{{- $launch := list "launch" "--multi_gpu" "--num_processes" (mul $gpus $nodes | toString) "--mixed_precision" "no" "--dynamo_backend" "no" "--main_process_port" (toString $pod.rendezvousPort) "--num_machines" (toString $nodes) -}}
+{{- $launch := list "launch" "--multi_gpu" "--num_processes" (mul $gpus $nodes | toString) "--mixed_precision" "no" "--dynamo_backend" "no" "--main_process_port" (int64 $pod.rendezvousPort | toString) "--num_machines" (toString $nodes) -}}
 {{- if gt $nodes 1 -}}
 {{- $name := include "pocketvlm.name" . -}}
 {{- $launch = concat $launch (list "--machine_rank" "$(JOB_COMPLETION_INDEX)" "--main_process_ip" (printf "%s-0.%s" $name $name)) -}}
@@ -108,11 +108,11 @@ spec:
   {{- end }}
   {{- if gt $shards 1 }}
   # A shard that is out of tries ends the Job: without it nothing can be published.
-  backoffLimitPerIndex: {{ $pod.backoffLimit }}
+  backoffLimitPerIndex: {{ int64 $pod.backoffLimit }}
   maxFailedIndexes: 0
   {{- end }}
   backoffLimit: {{ mul (int $pod.backoffLimit) $pods }}
-  activeDeadlineSeconds: {{ $pod.activeDeadlineSeconds }}
+  activeDeadlineSeconds: {{ int64 $pod.activeDeadlineSeconds }}
   # Never two pods for one place: they would share a GPU, or a rank.
   podReplacementPolicy: Failed
   podFailurePolicy:
@@ -153,7 +153,7 @@ spec:
           {{- include "pocketvlm.container" $context | nindent 10 }}
           {{- include "pocketvlm.stageCommand" $context | nindent 10 }}
           ports:
-            - {name: metrics, containerPort: {{ $root.Values.metrics.port }}}
+            - {name: metrics, containerPort: {{ int64 $root.Values.metrics.port }}}
           env:
             {{- include "pocketvlm.env" (dict "own" (include "pocketvlm.stageEnv" $context) "pod" $pod) | nindent 12 }}
           {{- with $pod.resources }}

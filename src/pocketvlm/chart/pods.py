@@ -35,6 +35,8 @@ VolumeMount = Annotated[dict[str, Any], KubernetesType("core.v1.VolumeMount")]
 Digest = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64})?$")]
 PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$")]
+Tag = str | int
+"""A tag that is a commit can be all digits, which --set makes a number of."""
 Seconds = Annotated[int, Field(ge=1)]
 Labels = dict[str, str]
 
@@ -54,7 +56,7 @@ class Images(ChartBlock):
     """Registry, with its path, for example `registry.example.com/team`; empty: the names alone, as on a node that has them."""
     repository_prefix: str = "pocketvlm-"
     """Comes before `labeller`, `trainer`, ..., `conductor`."""
-    tag: str = ""
+    tag: Tag = ""
     """Tag of all of them; empty: the chart's appVersion."""
     pull_policy: PullPolicy = "IfNotPresent"
     """When the node asks the registry."""
@@ -67,7 +69,7 @@ class Image(ChartBlock):
 
     repository: str | None = None
     """Full name with the registry, instead of registry, prefix and stage."""
-    tag: str | None = None
+    tag: Tag | None = None
     """Tag."""
     digest: Digest | None = None
     """`sha256:...`; decides, whatever the tag says."""
