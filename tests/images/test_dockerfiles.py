@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from pocketvlm.llamacpp.build import default_home, read_pin
 
 ROOT = Path(__file__).parents[2]
 JOBS = ("labeller", "trainer", "merger", "quantiser", "evaluator", "conductor")
@@ -96,11 +99,13 @@ def test_llama_cpp_is_built_by_the_script_of_laptops_from_the_standard_library_a
                 target = tmp_path / source.removeprefix("src/")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / source, target)
-    assert any("python -m pocketvlm.llamacpp.build --home /opt/llama.cpp" in run.value for run in llama_cpp.all("RUN"))
-    code = "import sys, pocketvlm.llamacpp.build as b; print(b.read_pin().commit, 'pydantic' in sys.modules)"
-    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
-    assert done.stderr == ""
-    assert re.fullmatch(r"[0-9a-f]{40} False\n", done.stdout)
+    assert any("python -m pocketvlm.llamacpp.build --cache /var/cache/" in run.value for run in llama_cpp.all("RUN"))
+    home = default_home(tmp_path / "cache")
+    home.mkdir(parents=True)
+    (home / "build.json").write_text(json.dumps({"commit": read_pin().commit}))  # a finished build, found and not made again
+    command = [sys.executable, "-S", "-m", "pocketvlm.llamacpp.build", "--cache", str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
+    assert (done.stderr, done.stdout) == ("", f"{home}\n")
 
 
 @pytest.mark.parametrize("builder", ["docker", "buildah"])

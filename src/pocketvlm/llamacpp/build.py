@@ -1,6 +1,6 @@
 """Builds the pinned llama.cpp once for all clones of a user: converter, gguf-py, and three programs.
 
-`python -m pocketvlm.llamacpp.build [--home FOLDER]` prints the folder of the build. The same script serves the laptop
+`python -m pocketvlm.llamacpp.build [--cache FOLDER]` prints the folder of the build. The same script serves the laptop
 and the image. The source is the llama.cpp vendored in the sdist that pin.toml names, so the package registry is all
 the network that it needs; cmake and ninja are wheels.
 
@@ -199,7 +199,7 @@ def _run(command: list[str]) -> None:
 
 
 def _home_of_the_user() -> Path:
-    """Imported here: with `--home` the script needs the standard library alone, as the image that builds has no more."""
+    """Imported here: with `--cache` the script needs the standard library alone, as the image that builds has no more."""
     from pocketvlm.environment import read_environment
 
     environment = read_environment()
@@ -209,10 +209,10 @@ def _home_of_the_user() -> Path:
 def main() -> int:
     """Prints the folder of the build."""
     parser = argparse.ArgumentParser(description="Build the pinned llama.cpp once into the user's cache folder.")
-    parser.add_argument("--home", type=Path, help="folder of the build; default: by pin, in the cache folder")
+    parser.add_argument("--cache", type=Path, help="build below this folder; default: LLAMA_CPP_HOME, or the cache of the user")
     arguments = parser.parse_args()
     try:
-        print(build(arguments.home or _home_of_the_user()))
+        print(build(default_home(arguments.cache) if arguments.cache else _home_of_the_user()))
     except PocketVLMError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
