@@ -53,9 +53,16 @@ class Features:
         }
 
     def of(self, model: Any, numbers: Sequence[int]) -> Tensor:
-        """features_FTC of these samples."""
+        """features_FTC of these samples, without gradients: the tower sees few tiles at once.
+
+        32 images of 17 tiles each would take it 17 GB.
+        """
         rows, _ = self.samples.tile_rows(numbers)
-        return self._take(rows) if self.cached else tower(model, self._take(rows))
+        if self.cached:
+            return self._take(rows)
+        with torch.no_grad():
+            parts = (rows[start : start + TILES_AT_ONCE] for start in range(0, len(rows), TILES_AT_ONCE))
+            return torch.cat([tower(model, self._take(part)) for part in parts])
 
     def encoded(self, numbers: Sequence[int], features_FTC: Tensor) -> list[EncodedImage]:
         """The samples as scoring takes them."""
