@@ -19,7 +19,7 @@ CONTEXT ?=
 RELEASE ?= $(basename $(notdir $(RUN)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup llama-cpp demo test check test-fast bench lock docs clean \
+.PHONY: help setup llama-cpp demo test check test-fast bench lock docs snapshots clean \
   images push-images $(ALL_IMAGES:%=image-%) cluster-run cluster-clean kind-up kind-load kind-run kind-down
 
 help: ## list the targets
@@ -120,7 +120,6 @@ kind-down: ## delete cluster and registry
 docs: $(READY) ## regenerate what is generated in docs and in the chart
 	@$(BIN)/python docs/generate.py
 
-.PHONY: snapshots
 snapshots: $(READY) ## write the chart's default renders anew; look at the difference before the commit
 	@RENEW_SNAPSHOTS=1 $(BIN)/pytest -q tests/chart/test_snapshots.py
 

@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from pocketvlm.artifacts.partial import Partial
 from pocketvlm.errors import Interrupted
 from pocketvlm.progress import Progress
+from pocketvlm.stages.training.state import State
 
 # Two phases, micro-batches, LoRA dropout and a vision part that learns: whatever could lose its place. 40 images:
 # 5 steps an epoch, the last one smaller (passes 3 3 3 3 2); 8 steps in the first phase, 10 in the second.
@@ -55,9 +56,13 @@ def die() -> None:
     raise Killed
 
 
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 @contextmanager
-def dying_in_forward_pass(number: int) -> Iterator[None]:
-    """Dies inside a training pass over a micro-batch, counted from 1."""
+def in_forward_pass(number: int, deed: Callable[[], None]) -> Iterator[None]:
+    """Does something inside a training pass over a micro-batch, counted from 1."""
     passes = 0
 
     def count(module: nn.Module, *_: object) -> None:
@@ -65,7 +70,7 @@ def dying_in_forward_pass(number: int) -> Iterator[None]:
         if type(module).__name__ == "Learner" and module.training:
             passes += 1
             if passes == number:
-                raise Killed
+                deed()
 
     handle = register_module_forward_hook(count)
     try:
@@ -105,7 +110,7 @@ def test_training_killed_after_a_step_ends_with_the_same_bytes(
 def test_training_killed_between_micro_batches_ends_with_the_same_bytes(bench: Any, undisturbed: Any) -> None:
     # Pass 11 is in step 4; from the checkpoint after step 2, pass 11 is in step 6; from the one at 5, pass 26 is in 14.
     for number in (11, 11, 26):
-        with dying_in_forward_pass(number), pytest.raises(Killed):
+        with in_forward_pass(number, die), pytest.raises(Killed):
             bench.train(**TRAINER)
     assert bench.train(**TRAINER).bytes == undisturbed.bytes
 
@@ -113,12 +118,44 @@ def test_training_killed_between_micro_batches_ends_with_the_same_bytes(bench: A
 def test_sigterm_saves_at_the_next_step_and_says_so(bench: Any, undisturbed: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="saved at step 12 of 18; run the same command again"):
-        bench.train(progress=AtStep(12, lambda: os.kill(os.getpid(), signal.SIGTERM)), **TRAINER)
+        bench.train(progress=AtStep(12, terminate), **TRAINER)
     assert signal.getsignal(signal.SIGTERM) is before
     partial = Partial(bench.store("store"), "checkpoints", undisturbed.artifact.id)
     assert partial.latest(bench.folder / "latest") == 12
     assert bench.train(**TRAINER).bytes == undisturbed.bytes
     assert partial.latest(bench.folder / "latest") is None, "deleted once the artifact is published"
+
+
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [pytest.param(14, 5, id="in the middle of a phase"), pytest.param(23, 8, id="after the last step of a phase")],
+)
+def test_sigterm_leaves_a_validation_to_the_next_attempt(bench: Any, undisturbed: Any, number: int, step: int) -> None:
+    with in_forward_pass(number, terminate), pytest.raises(Interrupted, match=f"saved at step {step} of 18"):
+        bench.train(**TRAINER)
+    partial = Partial(bench.store("store"), "checkpoints", undisturbed.artifact.id)
+    assert partial.latest(bench.folder / "latest") == step
+    saved = State.model_validate_json((bench.folder / "latest" / "state.json").read_bytes())
+    assert saved.step == step and saved.curve[-1].step == step - 1 and len(saved.pending) == 1
+    assert bench.train(**TRAINER).bytes == undisturbed.bytes
+
+
+# 400 steps are the fewest that are not logged each: losses wait in `pending`, and a checkpoint falls between two points.
+LONG: dict[str, Any] = {
+    "phases": [{"train": ["text"], "targets": {"text": ["q_proj"]}, "epochs": 10, "learning_rate": 1e-3, "rank": 1}],
+    "batch_size": 1, "validate_every": 5, "checkpoint_every_steps": 101,
+}  # fmt: skip
+
+
+def test_losses_between_two_points_of_the_curve_outlive_a_kill(bench: Any) -> None:
+    whole = bench.train("whole", **LONG)
+    assert [point.step for point in whole.curve[:3]] == [2, 4, 6]
+    with pytest.raises(Killed):
+        bench.train(progress=AtStep(104, die), **LONG)
+    partial = Partial(bench.store("store"), "checkpoints", whole.artifact.id)
+    assert partial.latest(bench.folder / "latest") == 101
+    assert len(State.model_validate_json((bench.folder / "latest" / "state.json").read_bytes()).pending) == 1
+    assert bench.train(**LONG).bytes == whole.bytes
 
 
 def test_checkpoints_are_no_part_of_what_is_made(bench: Any, undisturbed: Any) -> None:

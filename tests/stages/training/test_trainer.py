@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from pocketvlm.artifacts.checkpoint_layout import Validation
 from pocketvlm.errors import UserError
+from pocketvlm.progress import Progress
 from pocketvlm.stages import trainer as stage
+from pocketvlm.stages.training.trackers import open_trackers
 from pocketvlm.student.adapters import apply_phase
 from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.families import FAMILIES
@@ -185,13 +190,32 @@ def test_unknown_target_names_what_there_is(bench: Any) -> None:
         bench.train(phases=[{**LORA, "train": ["text"], "targets": {"text": ["query"]}}])
 
 
-def test_loss_that_is_no_number_stops_the_training(bench: Any, base: Path, tmp_path: Path) -> None:
-    broken = shutil.copytree(base, tmp_path / "broken")
-    tensors = load_file(broken / "model.safetensors")
+@pytest.fixture
+def broken(base: Path, tmp_path: Path) -> str:
+    """A student whose every loss is no number."""
+    folder = shutil.copytree(base, tmp_path / "broken")
+    tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"][5] = float("nan")
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_loss_that_is_no_number_stops_the_training(bench: Any, broken: str) -> None:
     with pytest.raises(UserError, match=r"run\.trainer\.phases\[0\]: the loss is nan at step 1; lower learning_rate"):
-        bench.train(student=str(broken), phases=[{**FULL, "train": ["text"]}])
+        bench.train(student=broken, phases=[{**FULL, "train": ["text"]}])
+
+
+def test_it_stops_the_training_at_a_checkpoint_before_it_is_logged(bench: Any, broken: str) -> None:
+    # 600 steps: every third is logged, and the first checkpoint comes after the second.
+    with pytest.raises(UserError, match=r"the loss is nan at step 1; lower learning_rate") as caught:
+        bench.train(student=broken, phases=[{**FULL, "train": ["text"], "epochs": 15}], batch_size=1, checkpoint_every_steps=2)
+    assert caught.value.exit_code == 2
+
+
+def test_weights_that_are_no_numbers_stop_the_training_where_they_are_validated(bench: Any) -> None:
+    # The loss of the one step is still one; the step itself throws the weights as far as fp32 goes.
+    with pytest.raises(UserError, match=r"the validation loss is (nan|inf) at step 1; lower learning_rate"):
+        bench.train(phases=[{**FULL, "train": ["text"], "epochs": 0.2, "part_learning_rates": {"text": 1e38}}])
 
 
 def test_measurements_have_rate_and_memory_at_every_point_of_the_curve(bench: Any) -> None:
@@ -199,6 +223,16 @@ def test_measurements_have_rate_and_memory_at_every_point_of_the_curve(bench: An
     log = trained.artifact.measurements()["log"]
     assert [row["step"] for row in log] == [point.step for point in trained.curve] == [1, 2, 3]
     assert all(row["samples_per_s"] > 0 and row["peak_rss_mb"] > 100 and row["seconds"] > 0 for row in log)
+
+
+def test_the_line_of_a_validation_has_short_numbers_and_the_curve_whole_ones(bench: Any) -> None:
+    shown = io.StringIO()
+    trained = bench.train(phases=[{**FULL, "train": ["text"]}], progress=Progress(stream=shown))
+    line = next(json.loads(line) for line in shown.getvalue().splitlines() if line.startswith("{"))
+    point = next(point for point in trained.curve if point.step == line["step"])
+    for key in ("loss", "validation_loss", "validation_accuracy", "learning_rate"):
+        assert line[key] == float(f"{getattr(point, key):.6g}")
+    assert len(repr(point.loss)) > 10
 
 
 def test_trackers_and_checkpoints_do_not_name_another_training(bench: Any) -> None:
@@ -214,6 +248,40 @@ def test_trackers_and_checkpoints_do_not_name_another_training(bench: Any) -> No
 def test_tracker_without_its_package_names_the_command(bench: Any) -> None:
     with pytest.raises(UserError, match=r"run\.trainer\.trackers\.wandb: .*`pip install wandb`"):
         bench.train(phases=[LORA], trackers={"wandb": "project"})
+
+
+def test_a_run_of_weights_and_biases_ends_with_its_phase(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "wandb.py").write_text(FAKE_WANDB)
+    monkeypatch.syspath_prepend(str(tmp_path / "fake"))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    recipe = bench.read(bench.run_file(phases=[LORA, LORA], trackers={"wandb": "project"})).run
+    with open_trackers(recipe, tmp_path, 0), pytest.raises(ZeroDivisionError), open_trackers(recipe, tmp_path, 1):
+        raise ZeroDivisionError
+    import wandb
+
+    assert wandb.told == ["init training-phase-0", "init training-phase-1", "finish training-phase-1", "finish training-phase-0"]
+    del sys.modules["wandb"]
+
+
+FAKE_WANDB = """
+run, told = None, []
+
+
+class Run:
+    def __init__(self, name):
+        self.name = name
+
+    def finish(self):
+        told.append(f"finish {self.name}")
+
+
+def init(*, project, name, dir):
+    told.append(f"init {name}")
+    return Run(name)
+"""
 
 
 def test_tensorboard_lies_beside_the_run_and_changes_nothing(bench: Any) -> None:

@@ -123,12 +123,8 @@ def _phase(run: Run, now: state.State, resume: state.Resume | None) -> state.Sta
     if resume:
         state.restore(resume, best, work.folder)
     student, targets = _open_student(run, plan.index, now.finished)
-    # A checkpoint after the last step leaves nothing to do; the HF Trainer would go on to the end of the epoch.
-    if now.step < plan.steps:
-        learner = Learner(student, run.encoder.image_id, run.precision).to(run.device)
-        train, validation = _features(run, student, phase, now)
-        trainer = _trainer(run, learner, train, validation, now, best)
-        trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
+    if now.step < plan.steps or now.owes_validation(plan):
+        _learn(run, student, now, resume, best)
     if run.stop.asked:
         raise Interrupted(f"saved at step {plan.steps_before + now.step} of {plan.steps_of_all}; "
                           "run the same command again to go on")  # fmt: skip
@@ -143,6 +139,21 @@ def _phase(run: Run, now: state.State, resume: state.Resume | None) -> state.Sta
                        f"validation accuracy {now.best.accuracy:.4f}, loss {now.best.loss:.4f}")  # fmt: skip
     return now.model_copy(update={"phase": now.phase + 1, "step": 0, "pending": [], "best": None,
                                   "finished": [*now.finished, record]})  # fmt: skip
+
+
+def _learn(run: Run, student: Any, now: state.State, resume: state.Resume | None, best: Path) -> None:
+    """Takes `now` to the end of its phase, or to where a signal stops it."""
+    plan, recipe = run.plans[now.phase], run.work.recipe
+    learner = Learner(student, run.encoder.image_id, run.precision).to(run.device)
+    train, validation = _features(run, student, recipe.trainer.phases[now.phase], now)
+    with open_trackers(recipe, run.work.scratch / "trackers", plan.index) as callbacks:
+        trainer, watch = _trainer(run, learner, train, validation, now, best, callbacks)
+        if resume and now.owes_validation(plan):
+            adapters.load_trained(student, resume.folder / state.TRAINED)
+            watch.catch_up()
+        # A checkpoint after the last step leaves no step to do; the HF Trainer would go on to the end of the epoch.
+        if now.step < plan.steps and not run.stop.asked:
+            trainer.train(resume_from_checkpoint=str(resume.folder) if resume else None)
 
 
 def _open_student(run: Run, index: int, finished: list[PhaseRecord]) -> tuple[Any, list[str]]:
@@ -185,8 +196,8 @@ def _features(run: Run, student: Any, phase: Phase, now: state.State) -> tuple[F
 
 
 def _trainer(
-    run: Run, learner: Learner, train: Features, validation: Features, now: state.State, best: Path
-) -> loop.PhaseTrainer:
+    run: Run, learner: Learner, train: Features, validation: Features, now: state.State, best: Path, trackers: list[Any]
+) -> tuple[loop.PhaseTrainer, Watch]:
     work, plan, settings = run.work, run.plans[now.phase], run.work.recipe.trainer
     phase = settings.phases[plan.index]
     seed = _seed(run, plan.index)
@@ -204,10 +215,10 @@ def _trainer(
     trainer = loop.PhaseTrainer(
         learner, arguments, Loader(run.train, train, batches),
         loop.parameter_groups(learner.student, run.geometry.family, phase),
-        [watch, *open_trackers(work.recipe, work.scratch / "trackers", plan.index)],
+        [watch, *trackers],
     )  # fmt: skip
     watch.trainer = trainer
-    return trainer
+    return trainer, watch
 
 
 def _seed(run: Run, phase: int) -> int:

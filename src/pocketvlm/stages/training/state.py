@@ -23,6 +23,7 @@ from pocketvlm.artifacts.manifest import canonical_json
 from pocketvlm.artifacts.partial import Partial
 from pocketvlm.errors import UserError
 from pocketvlm.stages.training.learner import Precision
+from pocketvlm.stages.training.plan import Plan
 
 STATE, TRAINED, BEST, PHASES = "state.json", "trained.safetensors", "best.safetensors", "phases"
 
@@ -41,6 +42,8 @@ class State(BaseModel):
     """Optimiser steps of the running phase."""
     pending: list[float] = Field(default_factory=list)
     """Losses of the steps since the last point of the curve."""
+    rate: float = 0.0
+    """The highest of the parts' rates at the last step."""
     best: Validation | None = None
     """Of the running phase."""
     finished: list[PhaseRecord] = Field(default_factory=list)
@@ -49,6 +52,11 @@ class State(BaseModel):
     """Times, rates and memory at the points of the curve."""
     seconds: float = 0.0
     """Spent in the loop, by all attempts."""
+
+    def owes_validation(self, plan: Plan) -> bool:
+        """A signal came before the validation of the last step was done; nothing else of the step is missing."""
+        done = self.curve and (self.curve[-1].phase, self.curve[-1].step) == (plan.index, self.step)
+        return self.step in plan.validations and not done
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +26,36 @@ def check_trackers(trackers: Trackers) -> None:
             raise UserError(f"run.trainer.trackers.{name}: needs the package {name}; `pip install {name}`, or remove the key")
 
 
-def open_trackers(recipe: Recipe, folder: Path, phase: int) -> list[Any]:
-    """Callbacks for the HF Trainer, for one phase; what they write goes below `folder`."""
+@contextmanager
+def open_trackers(recipe: Recipe, folder: Path, phase: int) -> Iterator[list[Any]]:
+    """Callbacks for the HF Trainer, for one phase; what they write goes below `folder`. Closed at the end."""
     trackers = recipe.trainer.trackers
     folder = folder / f"phase-{phase}"
     callbacks: list[Any] = []
-    if trackers.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations import TensorBoardCallback
+    with ExitStack() as stack:
+        if trackers.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+            from transformers.integrations import TensorBoardCallback
 
-        writer: Any = SummaryWriter  # untyped upstream
-        callbacks.append(TensorBoardCallback(writer(log_dir=str(folder))))
-    if trackers.wandb:
-        from transformers.integrations import WandbCallback
+            untyped: Any = SummaryWriter
+            writer = untyped(log_dir=str(folder))
+            stack.callback(writer.close)
+            callbacks.append(TensorBoardCallback(writer))
+        if trackers.wandb:
+            from transformers.integrations import WandbCallback
 
-        importlib.import_module("wandb").init(project=trackers.wandb, name=f"{recipe.name}-phase-{phase}", dir=str(folder))
-        callbacks.append(WandbCallback())
-    if trackers.mlflow:
-        from transformers.integrations import MLflowCallback
+            wandb: Any = importlib.import_module("wandb")
+            folder.mkdir(parents=True, exist_ok=True)
+            run = wandb.init(project=trackers.wandb, name=f"{recipe.name}-phase-{phase}", dir=str(folder))
+            # An open run would also take what the next phase logs, and a stopped process would leave it as crashed.
+            stack.callback(run.finish)
+            callbacks.append(WandbCallback())
+        if trackers.mlflow:
+            from transformers.integrations import MLflowCallback
 
-        importlib.import_module("mlflow").set_tracking_uri(trackers.mlflow)
-        callbacks.append(MLflowCallback())
-    return callbacks
+            importlib.import_module("mlflow").set_tracking_uri(trackers.mlflow)
+            callbacks.append(MLflowCallback())
+        yield callbacks
 
 
 def upload_events(recipe: Recipe, folder: Path, store: Store) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -28,11 +28,16 @@ class Validator:
         self._tokens = int((features.samples.labels_MS != IGNORE).sum())
 
     @torch.no_grad()
-    def __call__(self, learner: Learner, step: int) -> Validation:
-        """Accuracy of the answers, and the mean loss of the right ones. Leaves the learner in eval mode."""
+    def __call__(self, learner: Learner, step: int, *, stopped: Callable[[], bool]) -> Validation | None:
+        """Accuracy of the answers, and the mean loss of the right ones. Leaves the learner in eval mode.
+
+        `stopped` is asked every 32 images; None if it says so.
+        """
         learner.eval()
         right, total = 0, 0.0
         for start in range(0, len(self._right), IMAGES_AT_ONCE):
+            if stopped():
+                return None
             numbers = range(start, min(start + IMAGES_AT_ONCE, len(self._right)))
             with learner.arithmetic():
                 features_FTC = self._features.of(learner.student, numbers)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pocketvlm.artifacts.checkpoint_layout import CurvePoint
+from pocketvlm.artifacts.checkpoint_layout import CurvePoint, Validation
 from pocketvlm.artifacts.partial import Partial
 from pocketvlm.errors import UserError
 from pocketvlm.progress import Progress
@@ -45,7 +45,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._plan, self.state = plan, state
         self._validator, self._partial, self._progress, self._stop = validator, partial, progress, stop
         self._best, self._output = best, output
-        self._rate = 0.0
         self._started = self._logged = time.monotonic()
         self._seconds_before = state.seconds
         self._logged_step = state.step
@@ -55,7 +54,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Notes the rate of this step, before the schedule moves on."""
-        self._rate = max(self._of_trainer().lr_scheduler.get_last_lr())
+        self.state.rate = max(self._of_trainer().lr_scheduler.get_last_lr())
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -65,9 +64,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         validates = state.global_step in self._plan.validations
         if validates or state.global_step % self._plan.log_every == 0:
             self._log(validates)
-        if validates or state.global_step in self._plan.checkpoints or self._stop.asked:
+        # Read once: a signal between two reads would stop the loop with nothing saved.
+        stops = self._stop.asked
+        if validates or state.global_step in self._plan.checkpoints or stops:
             control.should_save = True
-        if self._stop.asked:
+        if stops:
             control.should_training_stop = True
         return control
 
@@ -80,44 +81,52 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._partial.save(self._plan.steps_before + state.global_step, folder)
         shutil.rmtree(folder)
 
+    def catch_up(self) -> None:
+        """Does the validation that the state still owes; the learner must have the weights of the state's step."""
+        self._of_trainer().state.global_step = self.state.step
+        self._log(validates=True)
+
     def _log(self, validates: bool) -> None:
+        """Adds a point to the curve; none when a signal stops its validation, which the state then owes."""
         self._take_losses()
-        loss = math.fsum(self.state.pending) / len(self.state.pending)
-        if not math.isfinite(loss):
-            raise UserError(f"run.trainer.phases[{self._plan.index}]: the loss is {loss} at step {self.state.step}; "
-                            "lower learning_rate or add warmup_steps")  # fmt: skip
         measured = self._measure()
+        loss = math.fsum(self.state.pending) / len(self.state.pending)
         point = CurvePoint(phase=self._plan.index, step=self.state.step, epoch=self._plan.epoch_of(self.state.step),
-                           loss=loss, learning_rate=self._rate)  # fmt: skip
+                           loss=loss, learning_rate=self.state.rate)  # fmt: skip
         if validates:
-            point = self._validate(point)
+            found = self._validator(self._of_trainer().learner, self.state.step, stopped=lambda: self._stop.asked)
+            if found is None:
+                return
+            point = self._with_validation(point, found)
         self.state.pending = []
         self.state.curve.append(point)
         self.state.log.append(measured)
         self._tell(point, measured)
         self._logged, self._logged_step = time.monotonic(), self.state.step
 
-    def _validate(self, point: CurvePoint) -> CurvePoint:
-        found = self._validator(self._of_trainer().learner, self.state.step)
+    def _with_validation(self, point: CurvePoint, found: Validation) -> CurvePoint:
+        self._refuse_no_number("the validation loss", found.loss, found.step)
         if found.beats(self.state.best):
             self.state.best = found
             save_trained(self._of_trainer().learner.student, self._best)
         return point.model_copy(update={"validation_accuracy": found.accuracy, "validation_loss": found.loss})
 
     def _measure(self) -> dict[str, Any]:
+        """Times, rate and memory; no rate where this attempt has trained nothing since the last point."""
         now = time.monotonic()
         samples = self._plan.samples_after(self.state.step) - self._plan.samples_after(self._logged_step)
         return {
             "phase": self._plan.index,
             "step": self.state.step,
             "seconds": round(self._seconds_before + now - self._started, 3),
-            "samples_per_s": round(samples / max(now - self._logged, 1e-9), 2),
+            **({"samples_per_s": round(samples / max(now - self._logged, 1e-9), 2)} if samples else {}),
             **memory_mb(),
         }
 
     def _tell(self, point: CurvePoint, measured: dict[str, Any]) -> None:
-        shown: dict[str, float] = {"loss": point.loss or 0.0, "lr": point.learning_rate or 0.0,
-                                   "samples/s": measured["samples_per_s"]}  # fmt: skip
+        shown: dict[str, float] = {"loss": point.loss or 0.0, "lr": point.learning_rate or 0.0}
+        if "samples_per_s" in measured:
+            shown["samples/s"] = measured["samples_per_s"]
         if self.state.best:
             shown["best accuracy"] = self.state.best.accuracy
         unseen = {"phase": self._plan.index + 1, "epoch": point.epoch, "accuracy": point.validation_accuracy,
@@ -127,7 +136,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                             unseen={name: value for name, value in unseen.items() if value is not None})  # fmt: skip
         numbers = point.model_dump(exclude_none=True)
         if point.validation_accuracy is not None:
-            self._progress.line(json.dumps({**numbers, **measured}))
+            # Six digits for people; the curve keeps them all.
+            short = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in numbers.items()}
+            self._progress.line(json.dumps({**short, **measured}))
         skipped = ("phase", "step", "epoch")
         self._of_trainer().log({name: value for name, value in numbers.items() if name not in skipped} | memory_mb())
 
@@ -135,9 +146,16 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """Sums the micro-batches of each step. One wait for the device for all steps since the last time."""
         losses = self._of_trainer().losses
         if losses:
-            values = torch.stack(losses).tolist()
-            self.state.pending += self._plan.sum_steps(values, self.state.step)
+            sums = self._plan.sum_steps(torch.stack(losses).tolist(), self.state.step)
             losses.clear()
+            for step, loss in enumerate(sums, start=self.state.step - len(sums) + 1):
+                self._refuse_no_number("the loss", loss, step)
+            self.state.pending += sums
+
+    def _refuse_no_number(self, what: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise UserError(f"run.trainer.phases[{self._plan.index}]: {what} is {value} at step {step}; "
+                            "lower learning_rate or add warmup_steps")  # fmt: skip
 
     def _of_trainer(self) -> PhaseTrainer:
         assert self.trainer is not None, "set before training starts"
