@@ -1,4 +1,4 @@
-"""Object stores for tests: a folder, moto's S3 server, and a real MinIO where its binary is on PATH."""
+"""Object stores for tests: a folder, moto's S3 server, and a real MinIO where its binary is on PATH; and runs of the demo."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -20,18 +21,27 @@ from typing import Any
 
 import boto3
 import pytest
+import yaml
 from botocore.config import Config
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from pydantic import SecretStr
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from pocketvlm.artifacts.artifact import Artifact, find
 from pocketvlm.artifacts.folder import FolderStore
+from pocketvlm.artifacts.manifest import KINDS
+from pocketvlm.artifacts.run_record import read_record, run_id
 from pocketvlm.artifacts.s3 import S3Store
 from pocketvlm.artifacts.store import Store
+from pocketvlm.environment import read_environment
+from pocketvlm.llamacpp.toolchain import find_toolchain
+from pocketvlm.run_file import read_run_file
+from pocketvlm.stages.stage import STAGES
 
 # As the door does, before any test imports torch: see environment.calm_idle_threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+ROOT = Path(__file__).parents[1]
 StoreFactory = Callable[..., Store]
 
 
@@ -231,3 +241,96 @@ def store(request: pytest.FixtureRequest, new_store: StoreFactory) -> Store:
 def folder_store(new_store: StoreFactory) -> Store:
     """An empty folder store, for tests that are not about stores."""
     return new_store("folder")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with a run file, a store and a scratch folder of its own."""
+
+    folder: Path
+    run_file: Path
+
+    def command(self, *arguments: str) -> tuple[list[str], dict[str, str]]:
+        """The command line, and its environment."""
+        places = {"POCKETVLM_STORE": str(self.folder / "store"), "POCKETVLM_SCRATCH": str(self.folder / "scratch")}
+        return [sys.executable, "-m", "pocketvlm", *arguments], {**os.environ, **places}
+
+    def pocketvlm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command, environment = self.command(*arguments)
+        return subprocess.run(command, env=environment, cwd=self.folder, text=True, capture_output=True)
+
+    @property
+    def store(self) -> FolderStore:
+        return FolderStore(self.folder / "store")
+
+    def artifact(self, stage: str) -> Artifact:
+        record = read_record(self.store, run_id(read_run_file(self.run_file).run), stage)
+        assert record is not None
+        artifact = find(self.store, record.kind, record.id)
+        assert artifact is not None
+        return artifact
+
+    def manifests(self) -> dict[str, bytes]:
+        """Every artifact's manifest: it lists the sha256 of every published file."""
+        keys = [stored.key for kind in KINDS for stored in self.store.list(f"{kind}/")]
+        return {key: self.store.read(key) for key in keys if key.endswith("manifest.json")}
+
+    def metrics(self) -> dict[str, Any]:
+        metrics: dict[str, Any] = json.loads(self.artifact("evaluator").read("metrics.json"))
+        return metrics
+
+
+def place(folder: Path, **changes: Any) -> Place:
+    """A place with jobs/digits.yaml; `changes` replace keys by dotted path below `run` (`__` for `.`)."""
+    content = yaml.safe_load((ROOT / "jobs" / "digits.yaml").read_text())
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        block = content["run"]
+        for key in parents:
+            block = block.setdefault(key, {})
+        block[last] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    run_file = folder / "run.yaml"
+    run_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return Place(folder, run_file)
+
+
+SMALL: dict[str, Any] = {
+    "labeller__source": {"kind": "digits", "side_px": 32, "limit": 160},
+    "trainer__phases": [{"method": "full", "train": ["vision", "connector", "text"], "epochs": 2, "learning_rate": 0.002}],
+    "quantiser__types": ["q8_0"],
+    "evaluator": {"parity_images": 4, "golden_images": 2, "gates": {
+        "min_accuracy": 0.0, "max_drop": 1.0, "min_agreement": 0.0, "max_blind_accuracy": 1.0, "min_sight": None,
+        "max_parity_nats": 1.0}},
+}  # fmt: skip
+"""A run of seconds: what it learns does not matter, only that every stage runs."""
+
+
+@pytest.fixture(scope="session")
+def built() -> None:
+    """The pinned llama.cpp must be there: `make llama-cpp`."""
+    find_toolchain(read_environment())
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory, built: None) -> Place:
+    """jobs/digits.yaml as it is, run to its end."""
+    there = place(tmp_path_factory.mktemp("digits"))
+    done = there.pocketvlm("run", str(there.run_file))
+    assert done.returncode == 0, done.stderr[-4000:]
+    (there.folder / "log.txt").write_text(done.stderr + done.stdout)
+    return there
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, built: None) -> Place:
+    """The small run, undisturbed, stage by stage; `seconds.json` says how long each took here and now."""
+    there = place(tmp_path_factory.mktemp("small"), **SMALL)
+    seconds = {}
+    for stage in STAGES:
+        clock = time.monotonic()
+        done = there.pocketvlm("stage", stage, str(there.run_file))
+        seconds[stage] = time.monotonic() - clock
+        assert done.returncode == 0, done.stderr[-4000:]
+    (there.folder / "seconds.json").write_text(json.dumps(seconds))
+    return there

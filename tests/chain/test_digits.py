@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import SMALL, Place, place
+from ..conftest import SMALL, Place, place
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(1500)]
 

@@ -13,7 +13,7 @@ import pytest
 
 from pocketvlm.stages.stage import STAGES
 
-from .conftest import SMALL, Place, place
+from ..conftest import SMALL, Place, place
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(1500)]
 MOMENTS = 5

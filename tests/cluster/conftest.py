@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "pocketvlm"
-REGISTRY, TAG = "localhost:5000", "dev"
+REGISTRY, TAG = "localhost:5000", os.environ.get("POCKETVLM_TEST_TAG", "dev")
 BUCKET = "pocketvlm"
 HERE: dict[str, Any] = {
     "image": {"registry": REGISTRY, "tag": TAG},
