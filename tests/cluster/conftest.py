@@ -46,7 +46,7 @@ HERE: dict[str, Any] = {
 OBJECT_STORE: dict[str, Any] = {
     "objectStore": {
         "enabled": True, "developmentCredentials": True,
-        "image": {"repository": f"{REGISTRY}/minio", "tag": TAG, "digest": ""}, "persistence": {"size": "5Gi"},
+        "image": {"repository": f"{REGISTRY}/minio", "tag": "dev", "digest": ""}, "persistence": {"size": "5Gi"},
     },
 }  # fmt: skip
 SMALL: dict[str, Any] = {
@@ -225,11 +225,11 @@ def cluster() -> None:
             missing(f"no cluster: {program} is not on PATH")
     if subprocess.run(["kubectl", "get", "--raw", "/readyz"], capture_output=True).returncode:
         missing("no cluster answers at KUBECONFIG")
-    for name in (*(f"pocketvlm-{stage}" for stage in STAGES), "pocketvlm-conductor", "minio"):
-        url = f"http://{REGISTRY}/v2/{name}/manifests/{TAG}"
+    for name, tag in [*((f"pocketvlm-{component}", TAG) for component in (*STAGES, "conductor")), ("minio", "dev")]:
+        url = f"http://{REGISTRY}/v2/{name}/manifests/{tag}"
         accept = "Accept: application/vnd.oci.image.manifest.v1+json,application/vnd.docker.distribution.manifest.v2+json"
         if subprocess.run(["curl", "-sfI", "-H", accept, url], capture_output=True).returncode:
-            missing(f"the cluster's registry has no {name}:{TAG}; make images push-images BUILDER=buildah TAG={TAG}")
+            missing(f"the cluster's registry has no {name}:{tag}; make images push-images BUILDER=buildah TAG={TAG}")
 
 
 @pytest.fixture(scope="session")
