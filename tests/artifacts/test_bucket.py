@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,20 @@ def test_a_store_that_comes_up_late_is_waited_for(minio: Any, command: Any) -> N
         assert command(minio.endpoint, "late", "--deadline-s", "60") == 0
     finally:
         late.join()
+
+
+def test_an_address_where_something_else_answers_is_refused(
+    moto_endpoint: Any, command: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Nothing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Nothing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert command(type(moto_endpoint)(f"http://127.0.0.1:{server.server_port}"), name()) == 2
+        server.shutdown()
+    assert "is no S3 service; check AWS_ENDPOINT_URL_S3" in capsys.readouterr().err

@@ -171,12 +171,14 @@ class S3Store(Store):
                 pass
 
     def make_bucket(self) -> bool:
-        """Makes the bucket unless it is there. Raises UserError when it is somebody else's."""
+        """Makes the bucket unless it is there. Raises UserError when it is somebody else's, or when no S3 service answers."""
         try:
             self._try("find", f"bucket {self._bucket}", lambda: self._client.list_objects_v2(Bucket=self._bucket, MaxKeys=1))
             return False
         except BucketMissing:
             return self._try("make", f"bucket {self._bucket}", self._make_bucket)
+        except KeyMissing as error:  # S3 itself says NoSuchBucket
+            raise UserError(f"{self.place}: what answers there (404) is no S3 service; check AWS_ENDPOINT_URL_S3") from error
 
     def _make_bucket(self) -> bool:
         # AWS wants every region named but this one.
