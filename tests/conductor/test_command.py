@@ -10,18 +10,24 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import client_of
 from fake_api import FakeApi
-from shapes import STAGES, chain, complete, ended, failed, plan_json, released, running
+from shapes import STAGES, chain, complete, ended, failed, plan_json, release_plan, released, running
+
+from pocketvlm.cluster.api import Api, connect
+from pocketvlm.cluster.check import check_rights
+from pocketvlm.cluster.metrics import RunMetrics, serve
+from pocketvlm.cluster.plan import SetUpWrong
 
 Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start(fake: FakeApi, tmp_path: Path) -> Start:
+def start(fake: FakeApi, tmp_path: Path) -> Iterator[Start]:
     """Starts `pocketvlm conduct` with a kubeconfig for the fake; the end of the test ends it."""
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(json.dumps({
@@ -34,14 +40,20 @@ def start(fake: FakeApi, tmp_path: Path) -> Start:
 
     def run(*arguments: str, program: list[str] | None = None, linger_s: float = 0, port: int = 0) -> subprocess.Popen[str]:
         plan = plan_json() | {"metrics": {"port": port, "linger_s": linger_s}}
-        (tmp_path / "conductor.json").write_text(json.dumps(plan))
+        path = tmp_path / f"conductor-{len(started)}.json"
+        path.write_text(json.dumps(plan))
         command = program or ["-m", "pocketvlm", "conduct"]
-        return subprocess.Popen(
-            [sys.executable, *command, *arguments, str(tmp_path / "conductor.json")], text=True, stdout=subprocess.PIPE,
+        started.append(subprocess.Popen(
+            [sys.executable, *command, *arguments, str(path)], text=True, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env=environment | {"KUBECONFIG": str(kubeconfig)},
-        )  # fmt: skip
+        ))  # fmt: skip
+        return started[-1]
 
-    return run
+    started: list[subprocess.Popen[str]] = []
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def free_port() -> int:
@@ -79,14 +91,6 @@ def test_a_failed_stage_exits_10_with_its_reason_last(fake: FakeApi, start: Star
     assert "canary-token" not in errors
 
 
-def test_missing_rights_exit_11(fake: FakeApi, start: Start) -> None:
-    fake.forbidden = {("list", "events"): 99, ("get", "pods/log"): 99}
-    process = start("--check")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 11
-    assert errors == "error: the conductor's Role in namespace demo lacks: get pods/log, list events\n"
-
-
 def test_a_check_asks_for_every_right_and_changes_nothing(fake: FakeApi, start: Start) -> None:
     fake.put(*chain())
     process = start("--check")
@@ -95,55 +99,47 @@ def test_a_check_asks_for_every_right_and_changes_nothing(fake: FakeApi, start: 
     assert not fake.patches
 
 
-def test_sigterm_ends_it_at_once_with_143_and_the_next_one_goes_on(fake: FakeApi, start: Start) -> None:
+def test_a_check_names_the_rights_that_are_missing(fake: FakeApi) -> None:
+    fake.forbidden = {("list", "events"): 99, ("get", "pods/log"): 99}
+    with pytest.raises(SetUpWrong) as refusal:
+        check_rights(release_plan(), Api(release_plan(), client_of(fake)))
+    assert str(refusal.value) == "the conductor's Role in namespace demo lacks: get pods/log, list events"
+
+
+def test_sigterm_ends_it_at_once_with_143(fake: FakeApi, start: Start) -> None:
+    """While it watches, and while it lingers for a last scrape of its metrics."""
     fake.put(*chain(released("labeller")), running(released("labeller")))
     port = free_port()
-    process = start(port=port, linger_s=60)
-    fake.wait_for(lambda: fake.count("watch", "jobs") == 1, seconds=30)
+    watching, lingering = start(port=port), start(linger_s=60)
+    fake.wait_for(lambda: fake.count("watch", "jobs") == 2, seconds=30)
     assert 'pocketvlm_stage_state{stage="labeller",state="running"} 1.0' in scrape(port)
+    stop(watching, "stopped; stages run on, and the next conductor goes on from here\n")
+    fake.put(*(complete(stage) for stage in STAGES))
+    assert lingering.stderr is not None
+    while "the metrics can be read for another 1 min 00 s" not in lingering.stderr.readline():
+        assert lingering.poll() is None
+    stop(lingering, "")
+
+
+def stop(process: subprocess.Popen[str], last_words: str) -> None:
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=10)
-    assert process.returncode == 143 and time.monotonic() - begun < 1
-    assert errors.endswith("stopped; stages run on, and the next conductor goes on from here\n")
+    assert process.returncode == 143 and time.monotonic() - begun < 2
+    assert errors.endswith(last_words)
 
 
-def test_it_lingers_for_a_last_scrape(fake: FakeApi, start: Start) -> None:
-    fake.put(*(complete(stage) for stage in STAGES))
-    port = free_port()
-    process = start(port=port, linger_s=30)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "the metrics can be read for another 30 s" in line:
-            break
-    assert scrape(port).count('state="complete"} 1.0') == 5
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
-    assert process.returncode == 143
-
-
-def test_a_port_that_is_taken_is_named(fake: FakeApi, start: Start) -> None:
+def test_a_port_that_is_taken_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
-        process = start(port=taken.getsockname()[1])
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 11
-    assert f"metrics.port {taken_port(errors)} cannot be used" in errors
+        port = taken.getsockname()[1]
+        with pytest.raises(SetUpWrong, match=f"metrics.port {port} cannot be used"), serve(RunMetrics(release_plan()), port):
+            pass
 
 
-def taken_port(errors: str) -> str:
-    return errors.split("metrics.port ")[1].split()[0]
-
-
-def test_without_a_cluster_it_says_what_it_needs(tmp_path: Path) -> None:
-    (tmp_path / "conductor.json").write_text(json.dumps(plan_json()))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("KUBE")}
-    done = subprocess.run(
-        [sys.executable, "-m", "pocketvlm", "conduct", str(tmp_path / "conductor.json")], capture_output=True, text=True,
-        env=environment | {"HOME": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 11
-    assert done.stderr.startswith("error: no way to the Kubernetes API")
-
-
+def test_without_a_cluster_it_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "absent"))
+    with pytest.raises(SetUpWrong, match="no way to the Kubernetes API: this is no pod with a service account token"):
+        connect()
