@@ -255,6 +255,14 @@ class Place:
         places = {"POCKETVLM_STORE": str(self.folder / "store"), "POCKETVLM_SCRATCH": str(self.folder / "scratch")}
         return [sys.executable, "-m", "pocketvlm", *arguments], {**os.environ, **places}
 
+    def start(self, *arguments: str, **variables: object) -> subprocess.Popen[str]:
+        """As the leader of a session, so that what it starts can be found."""
+        command, environment = self.command(*arguments)
+        return subprocess.Popen(
+            command, env={**environment, **{name: str(value) for name, value in variables.items()}}, cwd=self.folder,
+            text=True, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+
     def pocketvlm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command, environment = self.command(*arguments)
         return subprocess.run(command, env=environment, cwd=self.folder, text=True, capture_output=True)
