@@ -10,6 +10,7 @@ import yaml
 
 from pocketvlm.errors import NotAvailableYet, RunFileError
 from pocketvlm.run_file import Recipe, check_run_file, not_available, read_run_file, refuse_not_available
+from pocketvlm.sources.open import open_source
 
 CLASSES = {"cat": "a cat", "dog": "a dog"}
 
@@ -311,3 +312,39 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
     path.write_text("run: !!python/object/apply:os.system ['true']\n")
     with pytest.raises(RunFileError, match="is not YAML"):
         read_run_file(path)
+
+
+def mount(folder: Path, text: str) -> Path:
+    """A ConfigMap as the kubelet mounts it: links that are exchanged whole when it changes."""
+    data = folder / "..2026_11_21_10_00_00.123456789"
+    data.mkdir(parents=True)
+    (data / "run.yaml").write_text(text)
+    (folder / "..data").symlink_to(data.name)
+    (folder / "run.yaml").symlink_to("..data/run.yaml")
+    return folder / "run.yaml"
+
+
+def test_a_run_file_can_come_from_a_config_map_with_its_run_block_alone(tmp_path: Path) -> None:
+    path = mount(tmp_path / "etc", yaml.safe_dump({"run": recipe()}))
+    found = read_run_file(path)
+    assert found.run == check()
+    assert found.folder == tmp_path / "etc", "relative paths start where the file is mounted, not where its bytes lie"
+
+
+def test_a_relative_path_in_a_mounted_run_file_starts_at_its_folder(tmp_path: Path) -> None:
+    path = mount(tmp_path / "etc", yaml.safe_dump({"run": recipe(labeller__source={"kind": "folder", "path": "../images"})}))
+    for name in CLASSES:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "a.png").write_bytes(b"x")
+    found = read_run_file(path)
+    assert len(open_source(found.run.labeller.source, found.folder, list(CLASSES))) == 2
+
+
+def test_numbers_mean_the_same_after_helm_has_written_them(tmp_path: Path) -> None:
+    """Helm reads every number as float64, and Go writes large and small ones with an exponent and no point."""
+    written = recipe(trainer__phases=phase(learning_rate=1.0e-5), labeller__max_pixels=50_000_000)
+    text = yaml.safe_dump({"run": written}).replace("1.0e-05", "1e-05").replace("50000000", "5e+07")
+    assert "1e-05" in text and "5e+07" in text
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    assert read_run_file(path).run == Recipe.model_validate(written)

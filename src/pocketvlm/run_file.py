@@ -407,6 +407,13 @@ class RunFile(BaseModel):
     """Folder of the file; relative paths in it start here."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-05 and 5e+07 as numbers, as YAML 1.2 does and as Helm writes what was 1.0e-5 and 50000000 in a values file."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+\Z"), list("-+0123456789"))
+
+
 def read_run_file(path: Path) -> RunFile:
     """Reads and checks a run file. Raises RunFileError with one line for each problem: key path, what, what to do."""
     try:
@@ -416,7 +423,7 @@ def read_run_file(path: Path) -> RunFile:
     except UnicodeDecodeError as error:
         raise RunFileError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RunFileError(f"{path}: is not YAML: {error}") from error
     if not isinstance(data, dict) or "run" not in data:
