@@ -33,8 +33,9 @@ INTRODUCTION = """\
 Generated from `src/pocketvlm/run_file.py` by `make docs`; edit the docstrings there.
 
 A run file is YAML. Its `run:` block is the recipe, described here. Other top-level keys belong to the Helm chart and
-are not read. A key that is not on this page is an error that names its nearest neighbour. `pocketvlm plan RUN` checks a
-file and says what each stage will do; the files in [`jobs/`](../jobs) are complete examples.
+are not read. A key that is not on this page is an error that names its nearest neighbour; a key that is there twice, or that
+means nothing beside the others (`rank` of a `full` phase), is an error too. `pocketvlm plan RUN` checks a file and says what
+each stage will do; the files in [`jobs/`](../jobs) are complete examples.
 
 Units stand in the names: `_px` pixels, `_steps` optimiser steps. Relative paths start at the folder of the run file.
 """

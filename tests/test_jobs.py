@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pocketvlm.artifacts.folder import FolderStore
+from pocketvlm.artifacts.run_record import run_id, write_recipe
 from pocketvlm.cli import main
 from pocketvlm.run_file import Recipe, not_available, read_run_file
 from pocketvlm.student.grammar import prefix_clashes
@@ -25,6 +27,15 @@ def test_there_is_a_run_file_for_each_known_task_and_no_other() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_file_is_valid_and_named_like_its_file(name: str) -> None:
     assert recipe(name).name == name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_record_of_a_run_is_a_run_file_again(name: str, tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    run = write_recipe(store, recipe(name))
+    (tmp_path / "run.yaml").write_bytes(store.read(f"runs/{run}/run.yaml"))
+    again = read_run_file(tmp_path / "run.yaml").run
+    assert again == recipe(name) and run_id(again) == run
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -100,6 +100,13 @@ def test_a_student_of_another_vocabulary_is_refused(environment: Environment, tm
         check(digits(student={"model": str(folder)}), environment)
 
 
+def test_a_revision_of_a_folder_that_looks_like_a_hub_id_is_refused(environment: Environment, tmp_path: Path) -> None:
+    (tmp_path / "owner" / "model").mkdir(parents=True)
+    run_file = digits(student={"model": "owner/model", "revision": "0" * 40}).model_copy(update={"folder": tmp_path})
+    with pytest.raises(UserError, match=r"run.student.revision: only a Hub id has one, and owner/model is a folder"):
+        check(run_file, environment)
+
+
 def test_a_folder_without_a_checkpoint_is_refused(environment: Environment) -> None:
     with pytest.raises(UserError, match=r"run.student.model: ./nowhere is neither"):
         check(digits(student={"model": "./nowhere"}), environment)

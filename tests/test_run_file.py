@@ -218,9 +218,48 @@ def test_a_setting_of_a_frozen_part_is_refused(key: str) -> None:
     assert f"{key}.vision: vision is not in train ['text']" in text
 
 
-def test_targets_of_a_full_phase_are_refused() -> None:
-    text = refusal(trainer__phases=phase(method="full", targets={"text": ["q_proj"]}))
-    assert "only a lora phase has targets" in text
+@pytest.mark.parametrize(("key", "value"), [("rank", 16), ("alpha", 8), ("dropout", 0.0), ("targets", {"text": ["q_proj"]})])
+def test_a_key_of_lora_is_refused_in_a_full_phase_even_with_its_default(key: str, value: Any) -> None:
+    text = refusal(trainer__phases=[*phase(**{key: value}), *phase(method="full", **{key: value})])
+    assert text == f"jobs/pets.yaml: run.trainer.phases[1].{key}: only a lora phase has it; remove it, or set method: lora"
+
+
+def test_all_keys_without_a_meaning_are_told_at_once() -> None:
+    text = refusal(trainer__phases=phase(method="full", rank=4, alpha=8), student__seed=1, student__model="./here")
+    assert [line.split(": ")[1] for line in text.splitlines()] == [
+        "run.student.seed", "run.trainer.phases[0].rank", "run.trainer.phases[0].alpha",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["tiny", "./models/mine", "/models/mine", "~/mine", "models/sub/mine", "mine"])
+def test_a_revision_is_refused_where_there_is_none(model: str) -> None:
+    text = refusal(student={"model": model, "revision": "0" * 40})
+    assert text == f"jobs/pets.yaml: run.student.revision: only a Hub id has one, and model is {model!r}; remove it"
+
+
+@pytest.mark.parametrize("model", ["owner/name", "./models/mine"])
+def test_a_seed_is_refused_where_weights_are_not_random(model: str) -> None:
+    assert "run.student.seed: only model: tiny has random weights; remove it" in refusal(student={"model": model, "seed": 0})
+    assert check(student={"model": "tiny", "seed": 3}).student.seed == 3
+
+
+def test_a_least_confidence_is_refused_where_the_source_has_none() -> None:
+    text = refusal(labeller__min_confidence=0.5)
+    assert text == "jobs/pets.yaml: run.labeller.min_confidence: images of source digits have no confidence; remove it"
+    assert "source folder" in refusal(labeller={"source": {"kind": "folder", "path": "."}, "min_confidence": 0.5})
+    assert check(labeller={"source": {"kind": "digits"}, "min_confidence": None}).labeller.min_confidence is None
+    records = {"source": {"kind": "records", "path": "x.json"}, "min_confidence": 0.5}
+    assert check(labeller=records).labeller.min_confidence == 0.5
+
+
+@pytest.mark.parametrize("model", ["tiny", "./models/mine", "owner/name"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_recipe_written_with_all_its_defaults_is_read_again(model: str, method: str, tmp_path: Path) -> None:
+    run = check(student__model=model, trainer__phases=phase(method=method))
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"run": run.model_dump(mode="json")}))
+    again = read_run_file(path).run
+    assert again == run and again.model_dump() == run.model_dump()
 
 
 def test_a_part_named_twice_is_refused() -> None:
@@ -305,6 +344,31 @@ def test_a_file_that_is_no_text_says_so(tmp_path: Path) -> None:
     path.write_bytes(b"run: \xff\xfe\x00")
     with pytest.raises(RunFileError, match=r"pets\.yaml: "):
         read_run_file(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run:\n  name: pets\n  task: {}\n  name: cats\n", "line 4: the key `name` is there already, in line 2; remove one"),
+        ("run: {}\nchart: {a: 1, 'a': 2}\n", "line 2: the key `a` is there already, in line 2; remove one"),
+        ("run:\n  name: pets\nrun:\n  name: cats\n", "line 3: the key `run` is there already, in line 1; remove one"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "pets.yaml"
+    path.write_text(text)
+    with pytest.raises(RunFileError) as error:
+        read_run_file(path)
+    assert str(error.value) == f"{path}: {message}"
+
+
+def test_a_block_may_build_on_another_one(tmp_path: Path) -> None:
+    path = tmp_path / "pets.yaml"
+    text = yaml.safe_dump({"run": recipe(trainer__phases=[])}).replace("phases: []", """phases:
+    - &first {method: full, train: [text], epochs: 2}
+    - {<<: *first, epochs: 1}""")
+    path.write_text(text)
+    assert [phase.epochs for phase in read_run_file(path).run.trainer.phases] == [2, 1]
 
 
 def test_yaml_cannot_make_objects(tmp_path: Path) -> None:

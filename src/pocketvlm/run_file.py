@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from pocketvlm.errors import NotAvailableYet, RunFileError
 
@@ -25,10 +35,32 @@ OneClass = Annotated[dict[str, str], Field(min_length=1, max_length=1)]
 GgufType = Literal["bf16", "f16", "q8_0", "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_0", "iq4_nl"]
 
 
+class _IdleKeys(ValueError):
+    def __init__(self, keys: dict[str, str]) -> None:
+        super().__init__(f"{', '.join(keys)}: without effect")
+        self.keys = keys
+
+
 class Block(BaseModel):
-    """A closed block: a key that is not here is an error."""
+    """A closed block: a key that is not here is an error, and so is one that means nothing beside the others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    def idle(self) -> dict[str, str]:
+        """Keys that mean nothing as the others are set, and what to do about each."""
+        return {}
+
+    @model_validator(mode="after")
+    def _nothing_idle_is_set(self) -> Self:
+        set_ = {key for key in self.model_fields_set if getattr(self, key) is not None}
+        if idle := {key: why for key, why in self.idle().items() if key in set_}:
+            raise _IdleKeys(idle)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _nothing_idle_is_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        idle = self.idle()
+        return {key: value for key, value in handler(self).items() if key not in idle}
 
 
 class Task(Block):
@@ -116,7 +148,20 @@ class Student(Block):
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
     """Commit of the Hub id, 40 hex digits; required for a Hub id."""
     seed: int = 0
-    """Seed of the random weights of `tiny`."""
+    """Seed of the random weights of `tiny`, and of no other."""
+
+    def idle(self) -> dict[str, str]:
+        idle = {}
+        if not is_hub_shaped(self.model):
+            idle["revision"] = f"only a Hub id has one, and model is {self.model!r}; remove it"
+        if self.model != "tiny":
+            idle["seed"] = "only model: tiny has random weights; remove it (that of the training is trainer.seed)"
+        return idle
+
+
+def is_hub_shaped(model: str) -> bool:
+    """Whether `student.model` looks like a Hub id, `owner/name`; a folder of that name comes first."""
+    return model.count("/") == 1 and not model.startswith((".", "/", "~"))
 
 
 class DigitsSource(Block):
@@ -229,13 +274,18 @@ class Labeller(Block):
     teacher: Teacher | None = None
     """The labelling model; without one the source's labels are used."""
     min_confidence: float | None = Field(default=None, ge=0, le=1)
-    """Quarantine images whose record has a lower confidence."""
+    """Quarantine images whose record has a lower confidence. Sources `digits` and `folder` have none."""
     split: Split = Split()
     """Train, validation and test."""
     near_copies: bool = True
     """Keep near-copies of one image (perceptual hash, confirmed by pixels) on one side of the split."""
     max_pixels: int = Field(default=50_000_000, ge=1)
     """Images of more pixels are quarantined, undecoded."""
+
+    def idle(self) -> dict[str, str]:
+        if self.source.kind in ("digits", "folder"):
+            return {"min_confidence": f"images of source {self.source.kind} have no confidence; remove it"}
+        return {}
 
 
 class Phase(Block):
@@ -258,13 +308,17 @@ class Phase(Block):
     weight_decay: float = Field(default=0.0, ge=0, lt=1)
     """Of AdamW, on weights of two or more dimensions."""
     rank: int = Field(default=16, ge=1, le=1024)
-    """LoRA rank."""
+    """LoRA rank. This and the next three keys are of a `lora` phase only."""
     alpha: float = Field(default=32, gt=0)
     """LoRA alpha; the update is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """LoRA dropout."""
     targets: dict[Part, list[str]] = Field(default_factory=dict)
     """LoRA targets by part, as names of linear layers; default: all linear layers of the trained parts."""
+
+    def idle(self) -> dict[str, str]:
+        why = "only a lora phase has it; remove it, or set method: lora"
+        return dict.fromkeys(("rank", "alpha", "dropout", "targets"), why) if self.method == "full" else {}
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -274,8 +328,6 @@ class Phase(Block):
                     raise ValueError(
                         f"{key}.{part}: {part} is not in train {self.train}; add it there or remove this key"
                     )
-        if self.method == "full" and self.targets:
-            raise ValueError("targets: only a lora phase has targets; remove them or set method: lora")
         if len(set(self.train)) != len(self.train):
             raise ValueError(f"train: a part is named twice in {self.train}")
         return self
@@ -285,7 +337,7 @@ class Trackers(Block):
     """Experiment trackers, all off by default; each needs its package."""
 
     tensorboard: bool = False
-    """Event files, published with the checkpoint's measurements."""
+    """Event files, in `runs/<run>/tensorboard/` of the store."""
     wandb: str | None = None
     """Project name at Weights & Biases; the key comes from the environment."""
     mlflow: str | None = None
@@ -407,8 +459,23 @@ class RunFile(BaseModel):
     """Folder of the file; relative paths in it start here."""
 
 
+class _KeyTwice(yaml.YAMLError):
+    """YAML itself lets the second one win, silently."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-05 and 5e+07 as numbers, as YAML 1.2 does and as Helm writes what was 1.0e-5 and 50000000 in a values file."""
+    """Refuses a key that is there twice. Reads 1e-05 and 5e+07 as numbers, as YAML 1.2 does and as Helm writes what was 1.0e-5
+    and 50000000 in a values file."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if (name := (key.tag, str(key.value))) in first:
+                raise _KeyTwice(f"line {line}: the key `{key.value}` is there already, in line {first[name]}; remove one")
+            first[name] = line
+        return node
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+\Z"), list("-+0123456789"))
@@ -424,6 +491,8 @@ def read_run_file(path: Path) -> RunFile:
         raise RunFileError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
     try:
         data = yaml.load(text, Loader=_Loader)
+    except _KeyTwice as error:
+        raise RunFileError(f"{path}: {error}") from error
     except yaml.YAMLError as error:
         raise RunFileError(f"{path}: is not YAML: {error}") from error
     if not isinstance(data, dict) or "run" not in data:
@@ -451,6 +520,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
             yield f"{where}: no such key{hint}"
         elif item["type"] == "missing":
             yield f"{where}: is missing; add it"
+        elif item["type"] == "value_error" and isinstance(item["ctx"]["error"], _IdleKeys):
+            yield from (f"{where}.{key}: {why}" for key, why in item["ctx"]["error"].keys.items())
         elif item["type"] == "value_error":
             yield f"{where}: {item['ctx']['error']}"
         else:

@@ -9,7 +9,7 @@ from typing import Any
 from pocketvlm.artifacts.files import hash_file
 from pocketvlm.environment import Environment
 from pocketvlm.errors import UserError
-from pocketvlm.run_file import Recipe, Student
+from pocketvlm.run_file import Recipe, Student, is_hub_shaped
 from pocketvlm.student import hub
 
 TINY = "tiny"
@@ -22,12 +22,7 @@ CHECKPOINT_FILES = (WEIGHT_FILES, "*.json", "*.jinja", "*.txt", "*.model")
 
 def is_hub_id(model: str, folder: Path) -> bool:
     """Whether `student.model` names a Hub repository: `owner/name` that is no folder beside the run file."""
-    return (
-        model != TINY
-        and model.count("/") == 1
-        and not model.startswith((".", "/", "~"))
-        and not (folder / model).exists()
-    )
+    return is_hub_shaped(model) and not (folder / model).exists()
 
 
 def identity(student: Student, folder: Path) -> dict[str, Any]:
@@ -38,6 +33,9 @@ def identity(student: Student, folder: Path) -> dict[str, Any]:
         if not student.revision:
             raise UserError(f"run.student.revision: is missing; pin the commit of {student.model} (40 hex digits)")
         return {"model": student.model, "revision": student.revision}
+    if student.revision:
+        raise UserError(f"run.student.revision: only a Hub id has one, and {student.model} is a folder beside the run file; "
+                        "remove the revision, or move the folder")  # fmt: skip
     path = local_folder(student, folder)
     digests = {file.name: hash_file(file, file.name).sha256 for file in checkpoint_files(path)}
     return {"model": path.name, "files": digests}
