@@ -22,7 +22,7 @@ MAX_FILE_LINES = 320
 """The house style says about 300."""
 MAX_FUNCTION_LINES = 60
 """The house style says about 40; a table of arguments or a parser may be longer."""
-LONGER_FILES = {"run_file.py": 560}
+LONGER_FILES = {"run_file.py": 600}
 """Every key of the run file with its documentation, on one page, and what is said of a wrong one."""
 
 OWNERS = {
