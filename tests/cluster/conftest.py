@@ -252,13 +252,14 @@ def new_namespace(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="session")
 def namespace(new_namespace: Callable[[str], Namespace]) -> Namespace:
-    """One for most tests, with an object store that its first release brings."""
-    return new_namespace("pocketvlm")
+    """One for most tests, with an object store that the release `small` brings."""
+    return new_namespace("small")
 
 
 @pytest.fixture(scope="session")
-def digits_on_cluster(namespace: Namespace, figures: dict[str, Any]) -> Release:
+def digits_on_cluster(new_namespace: Callable[[str], Namespace], figures: dict[str, Any]) -> Release:
     """`helm install digits charts/pocketvlm -f jobs/digits.yaml`, with MinIO in the chart, run to its end."""
+    namespace = new_namespace("digits")
     clock = time.monotonic()
     release = namespace.install("digits", OBJECT_STORE)
     done = namespace.kubectl("wait", "--for=condition=Complete", "job/digits-conductor", "--timeout=1200s", check=False,
@@ -269,10 +270,10 @@ def digits_on_cluster(namespace: Namespace, figures: dict[str, Any]) -> Release:
 
 
 @pytest.fixture(scope="session")
-def small_on_cluster(digits_on_cluster: Release) -> Release:
-    """A run of seconds in the same namespace, undisturbed; its store and those of others stay apart by prefix."""
-    release = digits_on_cluster.namespace.install("small", stored_at("small"), {"run": {"name": "small", **SMALL}})
-    release.complete()
+def small_on_cluster(namespace: Namespace) -> Release:
+    """A run of seconds, undisturbed. Its store and those of others lie side by side in one bucket."""
+    release = namespace.install("small", OBJECT_STORE, stored_at("small"), {"run": {"name": "small", **SMALL}})
+    release.complete(600)
     return release
 
 
