@@ -77,7 +77,7 @@ HEAVY = ("torch", "transformers", "peft", "accelerate", "sklearn", "datasets")
 """Seconds to import. A rerun of a finished run needs none of them."""
 LIGHT = [
     *(f"pocketvlm.stages.{name}" for name in STAGES if f"stages/{name}.py" in FILES),
-    *(f"pocketvlm.{name}" for name in ("cli", "local", "plan", "artifacts", "sources", "llamacpp", "report")),
+    *(f"pocketvlm.{name}" for name in ("cli", "local", "plan", "artifacts", "sources", "llamacpp", "report", "cluster")),
 ]
 """Modules, and packages with all their modules, that must not import anything heavy."""
 

@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kubernetes import client
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_api import FakeApi
-from shapes import release_plan
+from shapes import SHORT, release_plan
 
 from pocketvlm.cluster.api import Api, Limits
 from pocketvlm.cluster.conductor import Conductor, Patience
 from pocketvlm.cluster.metrics import RunMetrics
 from pocketvlm.cluster.plan import ConductorPlan
 from pocketvlm.progress import Progress
-
-SHORT = Patience(away_s=5, rights_s=0.1, arrival_s=0.6, absence_s=0.2, longest_pause_s=0.1, settle_s=0.01)
 
 
 @pytest.fixture
@@ -36,12 +33,6 @@ def plan() -> ConductorPlan:
 def fake() -> Iterator[FakeApi]:
     with FakeApi() as api:
         yield api
-
-
-def client_of(fake: FakeApi) -> client.ApiClient:
-    settings = client.Configuration(host=fake.url)
-    settings.retries = 0
-    return client.ApiClient(settings)
 
 
 @dataclass
@@ -72,7 +63,7 @@ def conduct(fake: FakeApi) -> Iterator[Callable[..., Running]]:
     def start(plan: ConductorPlan | None = None, patience: Patience = SHORT, **limits: Any) -> Running:
         chosen = plan or release_plan()
         running = Running(io.StringIO(), RunMetrics(chosen))
-        api = Api(chosen, client_of(fake), Limits(**({"connect_s": 2.0, "answer_s": 2.0} | limits)))
+        api = Api(chosen, fake.client(), Limits(**({"connect_s": 2.0, "answer_s": 2.0} | limits)))
         conductor = Conductor(chosen, api, Progress("conductor", running.stream), running.metrics, patience)
 
         def body() -> None:

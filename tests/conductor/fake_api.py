@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from kubernetes import client
 from shapes import T0
 
 Raw = dict[str, Any]
@@ -75,6 +76,12 @@ class FakeApi:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def client(self) -> client.ApiClient:
+        """The real client, pointed here."""
+        settings = client.Configuration(host=self.url)
+        settings.retries = 0
+        return client.ApiClient(settings)
 
     def listen(self) -> None:
         """Starts to listen, on the same port as before."""

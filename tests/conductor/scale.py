@@ -14,9 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import SHORT, client_of
 from fake_api import FakeApi
-from shapes import STAGES, T0, chain, complete, ended, release_plan, released, running
+from shapes import SHORT, STAGES, T0, chain, complete, ended, release_plan, released, running
 
 from pocketvlm.cluster.api import Api
 from pocketvlm.cluster.conductor import Conductor
@@ -38,7 +37,7 @@ def main() -> None:
 
 
 def look(fake: FakeApi) -> str:
-    api = Api(release_plan(), client_of(fake))
+    api = Api(release_plan(), fake.client())
     api.look()
     before, begun = fake.bytes_sent, time.perf_counter()
     for _ in range(LOOKS):
@@ -59,7 +58,7 @@ def whole_run(fake: FakeApi) -> str:
     fake.requests.clear()
     before = fake.bytes_sent
     plan = release_plan()
-    Conductor(plan, Api(plan, client_of(fake)), Progress("", io.StringIO()), RunMetrics(plan), SHORT).run()
+    Conductor(plan, Api(plan, fake.client()), Progress("", io.StringIO()), RunMetrics(plan), SHORT).run()
     return f"{len(fake.requests):>17}  {(fake.bytes_sent - before) / 1000:>11.0f}"
 
 

@@ -6,6 +6,7 @@ import copy
 from datetime import UTC, datetime
 from typing import Any
 
+from pocketvlm.cluster.conductor import Patience
 from pocketvlm.cluster.objects import Snapshot, read_job, read_pod
 from pocketvlm.cluster.plan import ConductorPlan
 
@@ -15,6 +16,9 @@ GATES = "kueue.x-k8s.io/admission-gated-by"
 T0 = datetime(2026, 11, 21, 10, tzinfo=UTC).timestamp()
 
 Raw = dict[str, Any]
+
+SHORT = Patience(away_s=5, rights_s=0.1, arrival_s=0.6, absence_s=0.2, longest_pause_s=0.1, settle_s=0.01)
+"""So that no test waits long for what a conductor gives up."""
 
 
 def at(seconds: float) -> str:

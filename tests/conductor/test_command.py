@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import client_of
 from fake_api import FakeApi
 from shapes import STAGES, chain, complete, ended, failed, plan_json, release_plan, released, running
 
@@ -102,7 +101,7 @@ def test_a_check_asks_for_every_right_and_changes_nothing(fake: FakeApi, start: 
 def test_a_check_names_the_rights_that_are_missing(fake: FakeApi) -> None:
     fake.forbidden = {("list", "events"): 99, ("get", "pods/log"): 99}
     with pytest.raises(SetUpWrong) as refusal:
-        check_rights(release_plan(), Api(release_plan(), client_of(fake)))
+        check_rights(release_plan(), Api(release_plan(), fake.client()))
     assert str(refusal.value) == "the conductor's Role in namespace demo lacks: get pods/log, list events"
 
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from conftest import SHORT
 from fake_api import FakeApi
 from prometheus_client import CollectorRegistry
 from shapes import (
     GATE,
     GATES,
+    SHORT,
     STAGES,
     T0,
     chain,

@@ -36,7 +36,7 @@ def _lasted(view: StageView, now: float) -> str:
 
 
 def changes(before: Mapping[str, StageView], after: tuple[StageView, ...], commands: Commands) -> Iterator[str]:
-    """One line for each stage whose state is another. What failed is told by the report instead."""
+    """One line for each stage whose state is another. Failures and attempts that ended have lines of their own."""
     for view in after:
         was = before[view.name].state if view.name in before else "waiting"
         if view.state == was:
@@ -49,8 +49,6 @@ def changes(before: Mapping[str, StageView], after: tuple[StageView, ...], comma
         elif view.state == "queued":
             again = "was put back by Kueue and waits again" if was in ("starting", "stuck", "running", "retrying") else "waits"
             yield f"the {view.name} {again} {view.note}; {commands.kubectl('get workloads')}"
-        elif view.state == "retrying":
-            yield f"the {view.name} waits for its next attempt"
         elif view.state == "missing":
             yield f"the Job {view.job} of the {view.name} is not there"
 
