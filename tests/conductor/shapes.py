@@ -17,7 +17,7 @@ T0 = datetime(2026, 11, 21, 10, tzinfo=UTC).timestamp()
 
 Raw = dict[str, Any]
 
-SHORT = Patience(away_s=5, rights_s=0.1, arrival_s=0.6, absence_s=0.2, longest_pause_s=0.1, settle_s=0.01)
+SHORT = Patience(away_s=5, rights_s=0.1, lost_rights_s=0.1, arrival_s=0.6, absence_s=0.2, longest_pause_s=0.1, settle_s=0.01)
 """So that no test waits long for what a conductor gives up."""
 
 

@@ -144,6 +144,53 @@ def test_a_release_that_is_refused_for_ever_ends_with_the_servers_words(fake: Fa
     assert 'the Job digits-labeller cannot be released; the API server says: admission webhook "x" denied' in str(conductor.ended)
 
 
+def test_a_webhook_that_does_not_answer_for_a_while_is_waited_for(fake: FakeApi, conduct: Conduct) -> None:
+    autopilot(fake)
+    fake.put(*chain())
+    fake.answers["patch", "jobs"] = [(500, 'failed calling webhook "mjob.kb.io": connection refused')] * 10
+    conductor = conduct().join()
+    assert conductor.finished
+    assert conductor.log.count("this goes on trying") == 1 and "no answer from the API server" not in conductor.log
+
+
+def test_a_webhook_that_never_answers_ends_this_try(fake: FakeApi, conduct: Conduct) -> None:
+    fake.put(*chain())
+    fake.answers["patch", "jobs"] = [(500, 'failed calling webhook "mjob.kb.io": connection refused')] * 10_000
+    conductor = conduct(patience=replace(SHORT, away_s=0.2, longest_pause_s=0.02)).join()
+    assert conductor.ended.exit_code == 1 and "mjob.kb.io" in str(conductor.ended)
+
+
+def test_a_watch_that_is_refused_becomes_a_look_now_and_then(fake: FakeApi, conduct: Conduct) -> None:
+    autopilot(fake)
+    fake.put(*chain())
+    fake.answers["watch", "jobs"] = [(400, "a proxy that knows no watches")] * 10_000
+    assert conduct().join().finished
+
+
+def test_rights_that_are_lost_for_a_moment_do_not_end_a_run(fake: FakeApi, conduct: Conduct) -> None:
+    """An API server that has just started knows its Roles a little later than it answers."""
+    autopilot(fake)
+    fake.put(*chain(released("labeller")), running(released("labeller")))
+    conductor = conduct(patience=replace(SHORT, rights_s=0.0, lost_rights_s=2))
+    fake.wait_for(lambda: fake.count("watch", "jobs") == 1)
+    fake.put(fake.job("digits-labeller"))
+    fake.wait_for(lambda: fake.count("watch", "jobs") == 2)
+    fake.forbidden["list", "jobs"] = 2
+    fake.put(complete("labeller"))
+    assert conductor.join().finished
+
+
+def test_events_that_cannot_be_read_do_not_end_a_run(fake: FakeApi, conduct: Conduct) -> None:
+    autopilot(fake)
+    fake.put(*chain(released("labeller")), pod(released("labeller"), sandbox=False))
+    fake.now = T0 + 20
+    fake.answers["list", "events"] = [(500, "etcdserver: request timed out")] * 10_000
+    conductor = conduct()
+    fake.wait_for(lambda: "the Events of digits-labeller-x7k2p cannot be read" in conductor.log)
+    fake.put(complete("labeller"))
+    assert conductor.join().finished and "no answer from the API server" not in conductor.log
+
+
 BAD_WATCHES = ["gone", "gone-http", "drop", "garbage", "end", "replay"]
 
 

@@ -25,6 +25,7 @@ from pocketvlm.errors import PocketVLMError
 from pocketvlm.progress import Progress, duration
 
 STOPPED = 143
+NO_RIGHT = (401, 403)
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class Patience:
     """An API server that does not answer. Stages run on meanwhile."""
     rights_s: float = 20.0
     """A right that is refused: a new Role takes a moment to reach every API server."""
+    lost_rights_s: float = 300.0
+    """The same after all rights have been there: an API server that has just started may not know its Roles yet."""
     arrival_s: float = 60.0
     """A Job that was never seen: helm install may still be at work."""
     absence_s: float = 5.0
     """A Job that was seen and is not there."""
     conflicts: int = 8
-    """Refused releases in a row of what looked releasable."""
+    """Refused releases in a row of what looked releasable. Where a webhook does not answer, `away_s` counts too."""
     longest_pause_s: float = 30.0
     settle_s: float = 0.1
     """Between a change and the next list: changes come in bursts."""
@@ -60,7 +63,9 @@ class Conductor:
         self._failures = 0
         self._away_since: float | None = None
         self._refused_since: float | None = None
+        self._had_rights = False
         self._conflicts = 0
+        self._conflict_since = 0.0
         self._short_watches = 0
 
     def run(self) -> None:
@@ -91,7 +96,7 @@ class Conductor:
             return False
         self._conflicts = 0
         self._watch(version, found.look_again_s)
-        self._refused_since = None
+        self._refused_since, self._had_rights = None, True
         return False
 
     def _look(self) -> tuple[Snapshot, str]:
@@ -99,7 +104,7 @@ class Conductor:
         if self._away_since is not None:
             self._progress.line(f"the API server answers again after {duration(time.monotonic() - self._away_since)}")
         self._away_since, self._failures = None, 0
-        events = {one.uid: self._api.warnings_about(one) for one in pods_to_ask_about(self._plan, seen)}
+        events = {one.uid: self._teller.warnings_about(one) for one in pods_to_ask_about(self._plan, seen)}
         return replace(seen, events={uid: text for uid, text in events.items() if text}), version
 
     def _gone(self, seen: Snapshot) -> frozenset[str]:
@@ -121,9 +126,9 @@ class Conductor:
         except Away:
             changed = False  # a dropped watch is everyday; whether the API server is there, the list will say
         except Refused as error:
-            if error.status != 410:
+            if error.status in NO_RIGHT:
                 raise
-            changed = False
+            changed = False  # 410 most of all: that version is forgotten
         if changed:
             self._short_watches = 0
             time.sleep(self._patience.settle_s)
@@ -139,16 +144,27 @@ class Conductor:
         why = f"the {self._plan.stages[number - 1].name} is complete" if number else "it is the first"
         try:
             self._api.release(job)
-        except Refused as error:
-            if error.status not in (409, 422):
+        except (Away, Refused) as error:
+            if isinstance(error, Refused) and error.status in NO_RIGHT:
                 raise
-            self._conflicts += 1  # somebody was faster; what is so now, the next list says
-            if self._conflicts >= self._patience.conflicts:
-                raise SetUpWrong(f"the Job {job.name} cannot be released; the API server says: {error}") from error
-            self._pause(self._conflicts - 1)
+            self._bear_conflict(job, error)
             return
         self._conflicts = 0
         self._teller.released(stage.name, job, why)
+
+    def _bear_conflict(self, job: Job, error: Away | Refused) -> None:
+        """Somebody was faster, or a webhook said no or nothing. What is so now, the next list says."""
+        now = time.monotonic()
+        self._conflict_since = now if not self._conflicts else self._conflict_since
+        self._conflicts += 1
+        if self._conflicts >= self._patience.conflicts:
+            says = f"the Job {job.name} cannot be released; the API server says: {error}"
+            if isinstance(error, Refused):
+                raise SetUpWrong(says) from error
+            if now - self._conflict_since > self._patience.away_s:
+                raise PocketVLMError(says) from error
+            self._teller.warn_once(f"{says}; this goes on trying")
+        self._pause(self._conflicts - 1)
 
     def _bear_absence(self, reason: str) -> None:
         now = time.monotonic()
@@ -164,16 +180,17 @@ class Conductor:
         self._pause(self._failures)
 
     def _bear_refusal(self, error: Refused) -> None:
-        if error.status not in (401, 403):
+        if error.status not in NO_RIGHT:
             self._bear_absence(f"{error.status}: {error}")
             return
         now = time.monotonic()
         if self._refused_since is None:
             self._refused_since = now
-        if now - self._refused_since >= self._patience.rights_s:
+        patience_s = self._patience.lost_rights_s if self._had_rights else self._patience.rights_s
+        if now - self._refused_since >= patience_s:
             raise no_right(self._plan, str(error))
-        self._teller.warn_once(f"{error}; trying for {duration(self._patience.rights_s)}, since new rights take a moment")
-        time.sleep(min(2.0, self._patience.rights_s / 4))
+        self._teller.warn_once(f"{error}; trying for {duration(patience_s)}, since rights take a moment to arrive")
+        time.sleep(min(2.0, patience_s / 4))
 
     def _pause(self, failures: int) -> None:
         """Doubling, and uneven, so that the conductors of many releases do not come back at once."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pocketvlm.cluster.api import Api, Away, Refused
 from pocketvlm.cluster.faults import Fault
 from pocketvlm.cluster.machine import Assessment, StageView
-from pocketvlm.cluster.objects import Job, Snapshot
+from pocketvlm.cluster.objects import Job, Pod, Snapshot
 from pocketvlm.cluster.plan import ConductorPlan
 from pocketvlm.cluster.table import changes, ended_badly, table, trouble_lines
 from pocketvlm.cluster.words import Commands
@@ -94,6 +94,14 @@ class Teller:
             return self._api.log(pod, container)
         except (Away, Refused) as error:
             self.warn_once(f"the log of {pod} cannot be read: {error}")
+            return ""
+
+    def warnings_about(self, thing: Job | Pod) -> str:
+        """What an Event says of a pod or Job, or nothing: without it the log only says less."""
+        try:
+            return self._api.warnings_about(thing)
+        except (Away, Refused) as error:
+            self.warn_once(f"the Events of {thing.name} cannot be read: {error}")
             return ""
 
     def event(self, job: Job, reason: str, message: str, *, warning: bool = False) -> None:
