@@ -79,3 +79,13 @@ def test_ours_counts_every_sample_of_every_epoch_and_the_feature_cache(result: R
 def test_conditions_are_written_down(result: Result) -> None:
     assert {"cpu", "threads", "precision", "versions"} <= result.data["machine"].keys()
     assert result.data["busy"] == (result.data["load"] > result.data["machine"]["threads"] + 0.5)
+
+
+def test_the_labeller_makes_the_same_dataset_on_one_two_and_four_shards(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.shards", "--images", "40", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (file,) = tmp_path.iterdir()
+    assert done.stdout.splitlines()[-1] == str(file)
+    figures = json.loads(file.read_text())["figures"]
+    assert [(row["shards"], len(row["share_seconds"])) for row in figures] == [(1, 1), (2, 2), (4, 4)]
