@@ -31,6 +31,12 @@ def test_every_class_is_split_exactly_to_within_one_image(count: int) -> None:
             assert abs(found[name, side] - getattr(split, side) * labels.count(name)) <= 1
 
 
+def test_an_image_of_no_group_has_no_split() -> None:
+    groups, shas, labels = singles(30)
+    splits = assign_splits([group for group in groups if group != [7]], shas, labels, CLASSES, Split())
+    assert [index for index, split in enumerate(splits) if not split] == [7]
+
+
 def test_groups_stay_on_one_side_and_shares_hold_to_within_a_group() -> None:
     _, shas, labels = singles(600)
     labels = ["fire"] * 300 + ["water"] * 300

@@ -19,8 +19,9 @@ def order_key(seed: int, sha256: str) -> str:
 def assign_splits(
     groups: Sequence[Sequence[int]], shas: Sequence[str], labels: Sequence[str], classes: Sequence[str], split: Split
 ) -> list[str]:
-    """The split of each image; `groups` cover all indices, the members of one have one label.
+    """The split of each image that is in a group, and "" for the others, which are in quarantine.
 
+    No index is in two groups, and the members of a group have one label.
     Each class' groups stand in the order of the key of their smallest hash and are cut at the cumulated shares, so a
     class is split exactly to within one group, and a new image moves no other but the few at the cuts. A class of at
     least three groups has one in each split. Raises DataError naming the classes that have fewer.
