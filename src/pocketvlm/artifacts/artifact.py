@@ -64,7 +64,7 @@ class Artifact:
                           "and run again") from error
 
     def measurements(self) -> dict[str, Any]:
-        """Times, rates and memory of the attempt that made it; {} if none. For people: not hashed."""
+        """Times, rates and memory of the attempt whose files these are; {} if none. For people: not hashed."""
         try:
             data = self.store.read(f"{self.kind}/{self.id}/measurements.json")
         except KeyMissing:
@@ -112,35 +112,41 @@ def publish(
     `facts` must be equal for equal runs; `measurements` (times, rates, memory) may differ and are not hashed.
     `versions` are of the packages that shaped the content; PocketVLM's own is added.
     """
-    found = find(store, kind, id)
+    root = f"{kind}/{id}/"
+    present = {stored.key: stored.size for stored in store.list(root)}
+    found = find(store, kind, id) if f"{root}manifest.json" in present else None
     if found is None:
-        found = _publish(store, folder, Manifest(
+        manifest = Manifest(
             format=FORMATS[kind], kind=kind, id=id, inputs=dict(inputs), settings=dict(settings), facts=dict(facts),
             versions={"pocketvlm": metadata.version("pocketvlm"), **(versions or {})}, files=hash_folder(folder),
-        ), measurements)
-    _delete_leftovers(found)
+        )
+        keys = [(entry, _file_key(kind, id, entry)) for entry in manifest.files]
+        upload_files(store, folder, keys, present)
+        found = _publish(store, manifest, measurements)
+        present |= {key: entry.size for entry, key in keys}
+    _delete_leftovers(found, present)
     return found
 
 
-def _publish(store: Store, folder: Path, manifest: Manifest, measurements: Mapping[str, Any] | None) -> Artifact:
+def _publish(store: Store, manifest: Manifest, measurements: Mapping[str, Any] | None) -> Artifact:
     root = f"{manifest.kind}/{manifest.id}/"
-    present = {stored.key: stored.size for stored in store.list(root)}
-    keys = [(entry, _file_key(manifest.kind, manifest.id, entry)) for entry in manifest.files]
-    upload_files(store, folder, keys, present)
-    if measurements:
-        store.create(f"{root}measurements.json", canonical_json(dict(measurements)))
-    store.create(f"{root}manifest.json", manifest.to_bytes())
+    data = canonical_json(dict(measurements or {}))
+    # Before the manifest, so that a killed attempt leaves none without; whoever then wins puts right whose they are.
+    first = not measurements or store.create(f"{root}measurements.json", data)
+    if store.create(f"{root}manifest.json", manifest.to_bytes()):
+        if not first:
+            store.write(f"{root}measurements.json", data)
+        return Artifact(store, manifest)
     winner = find(store, manifest.kind, manifest.id)
-    assert winner is not None, "a manifest that was just created is there"
+    assert winner is not None, "a manifest that somebody was faster with is there"
     return winner
 
 
-def _delete_leftovers(artifact: Artifact) -> None:
+def _delete_leftovers(artifact: Artifact, present: Collection[str]) -> None:
     """Deletes files of attempts that lost or were killed: once there is a manifest, nobody can need them."""
     root = f"{artifact.kind}/{artifact.id}/"
     used = {entry.sha256[:12] for entry in artifact.files}
-    folders = {key.removeprefix(root).split("/")[0] for key in (stored.key for stored in artifact.store.list(root))
-               if "/" in key.removeprefix(root)}
+    folders = {key.removeprefix(root).split("/")[0] for key in present if "/" in key.removeprefix(root)}
     for name in sorted(folders - used):
         artifact.store.delete(f"{root}{name}/")
 
