@@ -165,6 +165,32 @@ class Minio:
             self._server.terminate()
             self._server.wait(20)
 
+class _Breaking(_Moto):
+    """moto's S3 that fails to read what lies at or beyond a byte."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readable_bytes = 0
+        self.read: list[str] = []
+        """Ranges that were read."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        asked = environ.get("HTTP_RANGE", "") if environ["REQUEST_METHOD"] == "GET" else ""
+        if asked and int(asked.removeprefix("bytes=").split("-")[0]) >= self.readable_bytes:
+            start_response("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
+        if asked:
+            self.read.append(asked)
+        return super().__call__(environ, start_response)
+
+
+@pytest.fixture
+def breaking_endpoint() -> Iterator[tuple[Endpoint, _Breaking]]:
+    """An S3 server that can read no further than it is told, and that server."""
+    app = _Breaking()
+    with _served(app) as endpoint:
+        yield endpoint, app
+
 
 @pytest.fixture(scope="session")
 def minio_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:

@@ -141,6 +141,18 @@ def test_pull_over_an_older_release_leaves_only_the_new_one(folder_store: Store,
     assert (out / "model-q4_0.gguf").read_text() == "new model-q4_0.gguf"
 
 
+def test_pull_goes_on_in_the_middle_of_a_file(folder_store: Store, tmp_path: Path, make_release) -> None:
+    published = publish_release(folder_store, make_release(tmp_path / "in"), tmp_path / "in")
+    out, file = tmp_path / "out", next(file for file in published.files if file.name == "model-q8_0.gguf")
+    out.mkdir()
+    part = out / f"{file.name}.{file.sha256[:12]}.part"
+    part.write_bytes((tmp_path / "in" / file.name).read_bytes()[:9])
+    inode = part.stat().st_ino
+    pull(folder_store, "digits", None, out)
+    assert (out / file.name).stat().st_ino == inode, "the same file, gone on with"
+    assert _files(out) == _files(tmp_path / "in") | {"release.json": published.to_bytes()}
+
+
 def test_pull_keeps_files_that_are_right(folder_store: Store, tmp_path: Path, make_release) -> None:
     publish_release(folder_store, make_release(tmp_path / "in"), tmp_path / "in")
     out = tmp_path / "out"

@@ -79,6 +79,23 @@ def test_server_that_never_answers_fails_within_the_deadline(tmp_path: Path) -> 
         assert time.monotonic() - started < 3
 
 
+def test_download_that_broke_off_goes_on_with_the_range_that_was_missing(breaking_endpoint, tmp_path: Path) -> None:
+    endpoint, server = breaking_endpoint
+    data = bytes(range(256)) * 14_000
+    (tmp_path / "file").write_bytes(data)
+    bucket, back = endpoint.create_bucket(), tmp_path / "back"
+    endpoint.store(bucket).upload(tmp_path / "file", "key")
+    store = endpoint.store(bucket, part_bytes=1 << 20, deadline_s=0.5)
+    server.readable_bytes = 2 << 20
+    with pytest.raises(StoreUnavailable):
+        store.download("key", back)
+    assert back.read_bytes() == data[: 2 << 20], "in order, whichever range came first"
+    server.readable_bytes, server.read = len(data), []
+    store.download("key", back)
+    assert back.read_bytes() == data
+    assert sorted(server.read) == ["bytes=2097152-3145727", "bytes=3145728-3583999"]
+
+
 def test_store_without_conditions_is_refused(careless_endpoint) -> None:
     store = careless_endpoint.store()
     with pytest.raises(ConditionIgnored, match=r"does not honour If-(None-)?Match on|does not honour If-Match with"):

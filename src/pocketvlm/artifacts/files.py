@@ -70,17 +70,18 @@ def check_bytes(store: Store, entry: FileEntry, key: str, data: bytes) -> bytes:
 def _fetch(store: Store, entry: FileEntry, key: str, path: Path) -> None:
     if _matches(path, entry):
         return
-    # The name says whose bytes these are, so that a killed download that was complete is taken up again.
+    # The name says whose bytes these are, so that a killed download is taken up again where it was.
     part = path.with_name(f"{path.name}.{entry.sha256[:12]}.part")
-    if not _matches(part, entry):
+    for _ in range(2 if part.exists() else 1):
         try:
             store.download(key, part)
         except KeyMissing as error:
             raise Corrupt(f"{store.url}: {key} is listed and not there; delete the artifact and run again") from error
-    if not _matches(part, entry):
-        part.unlink()
-        raise Corrupt(_corrupt(store, key, entry))
-    part.replace(path)
+        if _matches(part, entry):
+            part.replace(path)
+            return
+        part.unlink()  # it went on from something else: once more, from the start
+    raise Corrupt(_corrupt(store, key, entry))
 
 
 def _matches(path: Path, entry: FileEntry) -> bool:

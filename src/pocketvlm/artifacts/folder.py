@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from pocketvlm.artifacts.store import KeyMissing, Store, Stored, check_key
+from pocketvlm.artifacts.store import KeyMissing, Store, Stored, check_key, open_part
 from pocketvlm.errors import StoreUnavailable, UserError
 
 PENDING = ".pending"
@@ -72,11 +72,12 @@ class FolderStore(Store):
         with path.open("rb") as source, self._errors(key), self._written(source) as temporary, self._locked():
             self._place(temporary, self._path(key))
 
-    def _download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path) -> None:
         with self._errors(key):
             with self._reading(key):
                 source = self._path(key).open("rb")
-            with source, path.open("xb") as target:
+            with source, open_part(path, os.fstat(source.fileno()).st_size) as target:
+                source.seek(target.tell())
                 shutil.copyfileobj(source, target, 1 << 20)
 
     def list(self, prefix: str) -> Iterator[Stored]:

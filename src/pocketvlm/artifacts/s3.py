@@ -1,8 +1,8 @@
 """A store in an S3 bucket: AWS, MinIO, Ceph or any endpoint with conditional writes. The only importer of boto3.
 
 botocore retries a number of times and knows no deadline, so single requests go out once and `_try` repeats them until
-a deadline. File transfers keep botocore's retries for their parts, and `_try` repeats the whole until nothing has moved
-for as long.
+a deadline; so too for the ranges of a download. Uploads keep botocore's retries for their parts, and `_try` repeats the
+whole until nothing has moved for as long.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import itertools
 import random
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +23,9 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import SecretStr
-from s3transfer.exceptions import RetriesExceededError
 
 from pocketvlm.artifacts.s3_errors import code_of, explain, status_of
-from pocketvlm.artifacts.store import KeyMissing, Store, Stored, check_key
+from pocketvlm.artifacts.store import KeyMissing, Store, Stored, check_key, open_part
 from pocketvlm.errors import BucketMissing, ConditionIgnored, CredentialsError, StoreUnavailable, UserError
 
 Result = TypeVar("Result")
@@ -33,12 +33,12 @@ Result = TypeVar("Result")
 PART_BYTES = 16 << 20
 """AWS advises ranges of 8-16 MB, aligned with the parts (S3 performance whitepaper)."""
 THREADS = 8
-"""Parts of one file at once; one connection gives about 85 MB/s."""
+"""Parts of one file at once; one connection gives about 85 MB/s. A download holds that many in memory, 128 MB at most."""
 SLOWEST_BYTES_PER_S = 1_000_000
 """A transfer that has failed and was slower than this on the whole ends with StoreUnavailable."""
 DEADLINE_S = 75.0
 """Carries every request over a minute without the store, as when its pod moves: a try comes at least every 5 s."""
-FAILURES = (BotoCoreError, ClientError, Boto3Error, RetriesExceededError)
+FAILURES = (BotoCoreError, ClientError, Boto3Error)
 
 
 class Patience:
@@ -94,6 +94,7 @@ class S3Store(Store):
         self.place = f"store {url}" + (f" at {endpoint_url}" if endpoint_url else "")
         """For messages."""
         self._deadline_s = deadline_s
+        self._part_bytes = part_bytes
         self._transfer = TransferConfig(
             multipart_threshold=part_bytes, multipart_chunksize=part_bytes, max_concurrency=THREADS,
             # The CRT client ignores these numbers and chooses itself by the machine: the same everywhere is better.
@@ -141,16 +142,39 @@ class S3Store(Store):
         self._try("upload", key, lambda: self._transfer_client.upload_file(
             str(path), **self._at(key), Config=self._transfer, Callback=patience.moved), patience)
 
-    def _download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path) -> None:
         size = self._try("read", key, lambda: self._client.head_object(**self._at(key)))["ContentLength"]
-        patience = Patience(self._deadline_s, size)
+        with open_part(path, size) as file, ThreadPoolExecutor(THREADS) as pool:
+            waiting: deque[Future[bytes]] = deque()
+            try:
+                # A file that grows in order may end anywhere: what there is of it is always a beginning.
+                for start, end in self._ranges(file.tell(), size):
+                    waiting.append(pool.submit(self._range, key, start, end))
+                    if len(waiting) == THREADS:
+                        file.write(waiting.popleft().result())
+                while waiting:
+                    file.write(waiting.popleft().result())
+            finally:
+                pool.shutdown(cancel_futures=True)
 
-        def attempt() -> None:
-            with path.open("wb") as file:
-                self._transfer_client.download_fileobj(**self._at(key), Fileobj=file, Config=self._transfer,
-                                                       Callback=patience.moved)  # fmt: skip
+    def _ranges(self, start: int, size: int) -> Iterator[tuple[int, int]]:
+        """From `start` to the end, in ranges that are aligned with the parts."""
+        while start < size:
+            end = min((start // self._part_bytes + 1) * self._part_bytes, size)
+            yield start, end
+            start = end
 
-        self._try("download", key, attempt, patience)
+    def _range(self, key: str, start: int, end: int) -> bytes:
+        def attempt() -> bytes:
+            with self._client.get_object(**self._at(key), Range=f"bytes={start}-{end - 1}")["Body"] as body:
+                data: bytes = body.read()
+                return data
+
+        data = self._try("download", key, attempt, Patience(self._deadline_s, end - start))
+        if len(data) != end - start:
+            raise UserError(f"{self.place}: gave {len(data)} bytes of {key} where {end - start} were asked for; use a store "
+                            "that reads ranges")
+        return data
 
     def list(self, prefix: str) -> Iterator[Stored]:
         request = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}

@@ -46,7 +46,6 @@ def explain(error: BaseException, doing: str, bucket: str) -> PocketVLMError | K
     """The error to raise; StoreUnavailable if another try may succeed. `doing` says where and what was tried."""
     if type(error).__name__ == "S3UploadFailedError" and error.__context__:
         error = error.__context__  # boto3 wraps the answer of the store in an error of its own
-    error = getattr(error, "last_exception", None) or error  # so does s3transfer when it gives up on a range
     if _answer(error):
         return _explain_answer(error, doing, bucket)
     name = type(error).__name__

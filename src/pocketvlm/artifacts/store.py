@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from pocketvlm.errors import ConditionIgnored, Corrupt
+from pocketvlm.errors import ConditionIgnored
 
 
 class KeyMissing(LookupError):
@@ -59,8 +60,13 @@ class Store(ABC):
         """Writes a file of any size; in parts where the store has them, seen whole or not at all."""
 
     @abstractmethod
-    def _download(self, key: str, path: Path) -> None:
-        """Fills `path`, which nobody else looks at. Raises KeyMissing."""
+    def download(self, key: str, path: Path) -> None:
+        """Adds to `path` what it lacks of `key`, by parallel ranges where the store has them.
+
+        What `path` holds is taken for the beginning of the bytes, left by a download that was killed; it is thrown away
+        only if it is too long. Bytes are added in order, so `path` holds a beginning at any moment. The caller checks
+        the whole. Raises KeyMissing.
+        """
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[Stored]:
@@ -69,22 +75,6 @@ class Store(ABC):
     @abstractmethod
     def delete(self, prefix: str) -> None:
         """Deletes every key that starts with `prefix`; none is fine."""
-
-    def download(self, key: str, path: Path, *, size: int | None = None) -> None:
-        """Writes `key` to `path`, by parallel ranges where the store has them; `path` is whole or untouched.
-
-        Raises KeyMissing, and Corrupt if `size` (bytes) is given and differs.
-        """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
-        try:
-            self._download(key, temporary)
-            found = temporary.stat().st_size
-            if size is not None and found != size:
-                raise Corrupt(f"{self.url}: {key} has {found} bytes and must have {size}; delete it and run again")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def probe(self) -> None:
         """Proves with a key of its own that conditional writes are honoured. Raises ConditionIgnored."""
@@ -107,6 +97,16 @@ class Store(ABC):
         if not self.replace(key, b"4", tagged[1]) or self.read(key) != b"4":
             return "If-Match with its own ETag"
         return None
+
+
+def open_part(path: Path, size: int) -> BinaryIO:
+    """The file of a download of `size` bytes, at the place where it goes on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")
+    if file.tell() > size:
+        file.truncate(0)
+        file.seek(0)
+    return file
 
 
 def check_key(key: str) -> str:
