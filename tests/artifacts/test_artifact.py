@@ -69,6 +69,19 @@ def test_fetch_goes_on_where_a_killed_one_was_and_checks_the_whole(store: Store,
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {"a": b"0123456789"}
 
 
+def test_two_fetches_into_one_folder_do_not_trip_over_each_other(folder_store: Store, tmp_path: Path) -> None:
+    artifact = _publish(folder_store, tmp_path / "in", {"a": b"0123456789" * 300_000, "b": b"2"})
+    together = threading.Barrier(8)
+
+    def fetch(_: int) -> None:
+        together.wait()
+        artifact.fetch(tmp_path / "out")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(fetch, range(8)))
+    assert {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()} == {"a": 3_000_000, "b": 1}
+
+
 def test_flipped_bit_is_corrupt(store: Store, tmp_path: Path) -> None:
     artifact = _publish(store, tmp_path / "in", {"a": b"0123456789"})
     store.write(f"datasets/id1/{artifact.files[0].sha256[:12]}/a", b"0123456788")

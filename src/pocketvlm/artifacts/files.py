@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import uuid
@@ -72,15 +73,28 @@ def _fetch(store: Store, entry: FileEntry, key: str, path: Path) -> None:
         return
     # The name says whose bytes these are, so that a killed download is taken up again where it was.
     part = path.with_name(f"{path.name}.{entry.sha256[:12]}.part")
-    for _ in range(2 if part.exists() else 1):
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("ab") as lock:
+        # Two pulls into one folder add to the same part: the second one waits, and finds the file.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _matches(path, entry):
+            part.unlink(missing_ok=True)
+        else:
+            _download(store, entry, key, part)
+            part.replace(path)
+
+
+def _download(store: Store, entry: FileEntry, key: str, part: Path) -> None:
+    begun = part.is_file() and part.stat().st_size > 0
+    for _ in range(2 if begun else 1):
         try:
             store.download(key, part)
         except KeyMissing as error:
+            part.unlink(missing_ok=True)
             raise Corrupt(f"{store.url}: {key} is listed and not there; delete the artifact and run again") from error
         if _matches(part, entry):
-            part.replace(path)
             return
-        part.unlink()  # it went on from something else: once more, from the start
+        part.unlink(missing_ok=True)  # it went on from something else: once more, from the start
     raise Corrupt(_corrupt(store, key, entry))
 
 
