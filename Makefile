@@ -14,8 +14,9 @@ TAG ?= dev
 JOB_IMAGES := labeller trainer merger quantiser evaluator conductor
 ALL_IMAGES := base build torch llama-cpp $(JOB_IMAGES)
 
-# The cluster that kubectl talks to, unless CONTEXT names another; the release is called as the run file.
+# The cluster that kubectl talks to, unless CONTEXT names another. The release is called as the run file; HELM_FLAGS adds values.
 CONTEXT ?=
+HELM_FLAGS ?=
 RELEASE ?= $(basename $(notdir $(RUN)))
 
 .DEFAULT_GOAL := help
@@ -90,15 +91,14 @@ $(ALL_IMAGES:%=image-%): image-%:
 push-images: ## push what Jobs run to REGISTRY; one on localhost may speak plain HTTP
 	@set -e; for image in $(JOB_IMAGES:%=pocketvlm-%:$(TAG)); do \
 	  if [ $(BUILDER) = buildah ]; then \
-	    buildah push --quiet $(if $(filter localhost:%,$(REGISTRY)),--disable-compression --tls-verify=false) \
-	      localhost/$$image docker://$(REGISTRY)/$$image; \
+	    buildah push --quiet $(if $(filter localhost:%,$(REGISTRY)),--tls-verify=false) localhost/$$image docker://$(REGISTRY)/$$image; \
 	  else docker tag $$image $(REGISTRY)/$$image; docker push --quiet $(REGISTRY)/$$image; fi; \
 	  echo "$(REGISTRY)/$$image"; \
 	done
 
 cluster-run: ## helm install RUN on the current cluster with the images of REGISTRY, and follow it to its end
 	helm install $(RELEASE) charts/pocketvlm --values charts/pocketvlm/values-kind.yaml --values $(RUN) \
-	  --set image.registry=$(REGISTRY) --set image.tag=$(TAG) $(CONTEXT:%=--kube-context %)
+	  --set image.registry=$(REGISTRY) --set image.tag=$(TAG) $(HELM_FLAGS) $(CONTEXT:%=--kube-context %)
 	kubectl logs --follow --pod-running-timeout=10m job/$(RELEASE)-conductor $(CONTEXT:%=--context %)
 	kubectl wait --for=condition=Complete --timeout=60s job/$(RELEASE)-conductor $(CONTEXT:%=--context %)
 
