@@ -7,11 +7,9 @@ field() { sed -n 's/^ *"'"$1"'": "\([^"]*\)".*/\1/p' latest.json; }
 
 get latest.json latest.json
 version=$(field version)
-get "$version/release.json" release.json
-echo "$(field release_sha256)  release.json" | sha256sum -c --quiet -
 get "$version/SHA256SUMS" SHA256SUMS
+echo "$(field sums_sha256)  SHA256SUMS" | sha256sum -c --quiet -
 while read -r sum file; do
-  test "$file" = release.json || { grep -qF "\"name\": \"$file\"" release.json && grep -qF "\"$sum\"" release.json; }
   mkdir -p "$(dirname "$file")"
   echo "$sum  $file" | sha256sum -c --status 2> /dev/null || get "$version/$file" "$file"
 done < SHA256SUMS

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from botocore.exceptions import ClientError, ResponseStreamingError
+from botocore.exceptions import ClientError
 from pydantic import SecretStr
-from s3transfer.exceptions import RetriesExceededError
 
 from pocketvlm.artifacts.open import open_store
 from pocketvlm.artifacts.s3 import S3Store
@@ -126,11 +125,6 @@ def test_write_that_lost_while_its_answer_was_lost_knows_that_too(moto_endpoint)
 def test_an_answer_of_the_store_says_whether_another_try_may_help(code: str, status: int, expected: type) -> None:
     answer = {"Error": {"Code": code, "Message": "words"}, "ResponseMetadata": {"HTTPStatusCode": status}}
     assert type(explain(ClientError(answer, "UploadPart"), "store: cannot upload key", "bucket")) is expected
-
-
-def test_a_range_that_was_given_up_is_told_by_its_last_failure() -> None:
-    error = RetriesExceededError(ResponseStreamingError(error="cut off"))
-    assert "cut off" in str(explain(error, "store: cannot download key", "bucket"))
 
 
 def test_environment_opens_a_probed_store(moto_endpoint) -> None:

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 SOON = {"startupTimeoutSeconds": 15, "unschedulableTimeoutSeconds": 10}
 LONGER: dict[str, Any] = {
     "trainer": {
-        "phases": [{"method": "full", "train": ["vision", "connector", "text"], "epochs": 40, "learning_rate": 0.002}],
+        "phases": [{"method": "full", "train": ["vision", "connector", "text"], "epochs": 24, "learning_rate": 0.002}],
         "checkpoint_every_steps": 5,
     },
 }
@@ -156,7 +156,7 @@ def test_a_trainer_and_a_store_that_go_away_in_the_middle_change_no_byte(
                       if stored.key.endswith("step.json")] or None, 120, on_failure=release.logs)  # fmt: skip
     namespace.kubectl("delete", "pod", pod, "--wait=true")
     release.running("trainer")
-    release.line("trainer", "resum")
+    release.line("trainer", "going on after step")
     namespace.kubectl("delete", "pod", "object-store-0", "--grace-period=0", "--force")
     release.complete()
     made = release.artifact("trainer", "disturbed")

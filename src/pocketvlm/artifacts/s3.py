@@ -14,6 +14,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -166,7 +167,8 @@ class S3Store(Store):
 
     def _range(self, key: str, start: int, end: int) -> bytes:
         def attempt() -> bytes:
-            with self._client.get_object(**self._at(key), Range=f"bytes={start}-{end - 1}")["Body"] as body:
+            # Not the body's own `with`: that gives the raw stream, whose errors are urllib3's.
+            with closing(self._client.get_object(**self._at(key), Range=f"bytes={start}-{end - 1}")["Body"]) as body:
                 data: bytes = body.read()
                 return data
 
@@ -224,7 +226,7 @@ class S3Store(Store):
     def _get(self, key: str) -> tuple[bytes, str]:
         def attempt() -> tuple[bytes, str]:
             answer = self._client.get_object(**self._at(key))
-            with answer["Body"] as body:
+            with closing(answer["Body"]) as body:
                 return body.read(), answer["ETag"]
 
         return self._try("read", key, attempt)
