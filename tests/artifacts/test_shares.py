@@ -50,7 +50,7 @@ def test_of_many_that_save_at_once_all_read_the_same(store: Store, tmp_path: Pat
 
 
 @pytest.mark.parametrize("damage", ["flipped", "lost", "unreadable"])
-def test_damaged_piece_is_corrupt_and_can_be_dropped_and_saved_again(
+def test_damaged_piece_is_corrupt_and_can_be_replaced_without_ever_missing(
     folder_store: Store, tmp_path: Path, damage: str
 ) -> None:
     shares, folder = _shares(folder_store), _folder(tmp_path / "a", "text")
@@ -65,10 +65,10 @@ def test_damaged_piece_is_corrupt_and_can_be_dropped_and_saved_again(
         folder_store.write(next(key for key in keys if key.endswith(".json")), b"{")
     with pytest.raises(Corrupt, match="first"):
         shares.fetch((0, "first"), tmp_path / "to")
-    shares.drop((0, "first"))
-    assert list(folder_store.list("partial/")) == []
-    shares.save((0, "first"), folder, 1)
-    assert shares.fetch((0, "first"), tmp_path / "to") == 1
+    assert shares.saved() == {(0, "first")}, "those that count it must go on counting it"
+    shares.replace((0, "first"), folder, 2)
+    assert shares.fetch((0, "first"), tmp_path / "to") == 2
+    assert (tmp_path / "to" / "rows").read_text() == "text"
 
 
 def test_shares_go_with_the_other_unfinished_work_and_leave_the_neighbours(store: Store, tmp_path: Path) -> None:

@@ -164,7 +164,8 @@ def test_pods_one_after_the_other_publish_in_the_last_and_say_so(small: Cluster,
         assert f"share {index} of 3 is saved; not there yet: " in log and "whoever saves the last one publishes" in log
         assert small.status("store") == "running"
     artifact, log = small.label("store", Shard(last, 3))
-    assert artifact is not None and "published datasets/" in log
+    assert artifact is not None
+    assert "all 3 shares are there and are put together" in log and "published datasets/" in log
     assert small.status("store") == "done"
     small.label("alone")
     assert small.published("store") == small.published("alone")

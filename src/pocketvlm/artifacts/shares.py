@@ -48,11 +48,20 @@ class Shares:
 
         When it returns, the piece outlives this process; but the bytes may be those of another one: see `fetch`.
         """
+        present = {stored.key: stored.size for stored in self._store.list(f"{self._piece_root(piece)}/")}
+        key, data = self._upload(piece, folder, seconds, present)
+        self._store.create(key, data)
+
+    def replace(self, piece: PieceName, folder: Path, seconds: float) -> None:
+        """The same over what is there. At no moment the piece is missing: those that have ended would not come back."""
+        self._store.write(*self._upload(piece, folder, seconds, {}))
+
+    def _upload(self, piece: PieceName, folder: Path, seconds: float, present: dict[str, int]) -> tuple[str, bytes]:
+        """Uploads what is not `present`; returns the list of the piece and where it belongs."""
         root = self._piece_root(piece)
         entries = hash_folder(folder)
-        keys = [(entry, _file_key(root, entry)) for entry in entries]
-        upload_files(self._store, folder, keys, {stored.key: stored.size for stored in self._store.list(f"{root}/")})
-        self._store.create(f"{root}.json", canonical_json(_Piece(seconds=seconds, files=entries).model_dump(mode="json")))
+        upload_files(self._store, folder, [(entry, _file_key(root, entry)) for entry in entries], present)
+        return f"{root}.json", canonical_json(_Piece(seconds=seconds, files=entries).model_dump(mode="json"))
 
     def fetch(self, piece: PieceName, to: Path) -> float:
         """Puts the files of a piece into `to`, keeping those that are right already; returns the seconds that it took.
@@ -67,13 +76,6 @@ class Shares:
         to.mkdir(parents=True, exist_ok=True)
         fetch_files(self._store, [(entry, _file_key(root, entry)) for entry in found.files], to)
         return found.seconds
-
-    def drop(self, piece: PieceName) -> None:
-        """Deletes a piece, so that it is made again."""
-        root = self._piece_root(piece)
-        # First what makes it complete, so that no reader starts on files that are going.
-        self._store.delete(f"{root}.json")
-        self._store.delete(f"{root}/")
 
     def _piece_root(self, piece: PieceName) -> str:
         share, name = piece

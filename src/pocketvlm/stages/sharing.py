@@ -70,7 +70,7 @@ class Desk:
             self.progress.line(f"going on: {kept} of {len(own)} pieces were saved before")
         for name, piece in own:
             if name not in saved:
-                self._make(shares, name, piece)
+                shares.save(name, *self._filled(name, piece))
         everybody = [plan(Shard(index, self.shard.count)) for index in range(self.shard.count)]
         saved = shares.saved()
         missing = [index for index, pieces in enumerate(everybody) if any((index, p.name) not in saved for p in pieces)]
@@ -79,6 +79,8 @@ class Desk:
                 self.progress.line(f"share {self.shard.index} of {self.shard.count} is saved; not there yet: "
                                    f"{', '.join(map(str, missing))}; whoever saves the last one publishes")  # fmt: skip
             return None
+        if self.shard.count > 1:
+            self.progress.line(f"all {self.shard.count} shares are there and are put together")
         collected = []
         for index, pieces in enumerate(everybody):
             share = self._collect(shares, index, pieces)
@@ -90,13 +92,14 @@ class Desk:
     def _published(self) -> bool:
         return find(self.store, self.kind, self.id) is not None
 
-    def _make(self, shares: Shares, name: PieceName, piece: Piece) -> None:
+    def _filled(self, name: PieceName, piece: Piece) -> tuple[Path, float]:
+        """Makes a piece; its folder and the seconds that it took."""
         folder = self._folder(name)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         clock = time.perf_counter()
         piece.fill(folder)
-        shares.save(name, folder, round(time.perf_counter() - clock, 3))
+        return folder, round(time.perf_counter() - clock, 3)
 
     def _collect(self, shares: Shares, index: int, pieces: Sequence[Piece]) -> Share | None:
         """Fetches a share. A damaged piece is made again here: its own process may have ended long ago."""
@@ -109,8 +112,7 @@ class Desk:
                 if self._published():  # somebody was faster, and has cleared the shares away
                     return None
                 self.progress.warn(f"piece {name[1]} of share {index} is made again: {error}")
-                shares.drop(name)
-                self._make(shares, name, piece)
+                shares.replace(name, *self._filled(name, piece))
                 seconds += shares.fetch(name, self._folder(name))
         return Share([self._folder(name) for name in names], round(seconds, 3))
 
