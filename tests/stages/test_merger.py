@@ -15,11 +15,12 @@ from pocketvlm.artifacts.artifact import publish
 from pocketvlm.artifacts.checkpoint_layout import PhaseRecord, Training, Validation, write_training
 from pocketvlm.artifacts.folder import FolderStore
 from pocketvlm.artifacts.partial import Partial
-from pocketvlm.environment import Environment
+from pocketvlm.environment import Environment, Shard
 from pocketvlm.errors import DataError
 from pocketvlm.progress import Progress
 from pocketvlm.run_file import Recipe, Student
 from pocketvlm.stages import merger
+from pocketvlm.stages.sharing import Desk
 from pocketvlm.stages.stage import Work
 from pocketvlm.student.adapters import inject, save_trained, train_parts, trained_tensors, write_phase
 from pocketvlm.student.checkpoint import load_model, load_tokenizer
@@ -48,7 +49,9 @@ def merge(tmp_path: Path) -> Callable[..., Path]:
         out = tmp_path / "out"
         out.mkdir()
         merger.make(Work(recipe, tmp_path, store, "1" * 16, {"trainer": trained}, out, tmp_path / "scratch",
-                         Partial(store, "models", "1" * 16), Progress(), Environment()))  # fmt: skip
+                         Partial(store, "models", "1" * 16),
+                         Desk(store, "models", "1" * 16, Shard(), tmp_path / "shares", Progress()), Progress(),
+                         Environment()))  # fmt: skip
         return out
 
     return run
