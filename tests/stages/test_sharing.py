@@ -80,10 +80,10 @@ class Cluster:
     def store(self, name: str) -> FolderStore:
         return FolderStore(self.root / name)
 
-    def pod(self, store: str, index: int, shards: int) -> Pod:
+    def pod(self, store: str, index: int, shards: int, **more: str) -> Pod:
         variables = {
             "POCKETVLM_STORE": str(self.root / store), "POCKETVLM_SCRATCH": str(self.root / "scratch"),
-            "POCKETVLM_SHARDS": str(shards), "JOB_COMPLETION_INDEX": str(index), "POCKETVLM_THREADS": "1",
+            "POCKETVLM_SHARDS": str(shards), "JOB_COMPLETION_INDEX": str(index), "POCKETVLM_THREADS": "1", **more,
         }  # fmt: skip
         command = [sys.executable, "-m", "pocketvlm", "stage", "labeller", str(self.root / "run.yaml")]
         return Pod(subprocess.Popen(command, env={**os.environ, **variables}, text=True, stderr=subprocess.PIPE))
@@ -153,6 +153,22 @@ def test_a_killed_pod_goes_on_where_it_was_and_a_pod_that_runs_twice_does_no_har
     assert all("going on: 1 of 2 pieces were saved before" in log for log in logs[:2])
     assert large.published(store) == large.published("alone")
     assert list(large.store(store).list("partial/")) == []
+
+
+@pytest.mark.parametrize("kind", ["moto", "minio"])
+def test_pods_on_an_object_store_publish_the_same(small: Cluster, request: pytest.FixtureRequest, kind: str) -> None:
+    """All three end at about the same time: of those that list, one at least must see everything."""
+    endpoint = request.getfixturevalue(f"{kind}_endpoint")
+    bucket = endpoint.create_bucket()
+    keys = {"AWS_ENDPOINT_URL_S3": endpoint.url, "AWS_ACCESS_KEY_ID": endpoint.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": endpoint.secret_access_key, "POCKETVLM_STORE": f"s3://{bucket}/some/prefix"}  # fmt: skip
+    for pod in [small.pod("", index, 3, **keys) for index in range(3)]:
+        pod.ends_well()
+    store = endpoint.store(bucket)
+    small.label("alone")
+    found = {stored.key for stored in store.list("datasets/") if not stored.key.endswith("/measurements.json")}
+    assert {key: store.read(key) for key in found} == small.published("alone")
+    assert list(store.list("partial/")) == []
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])

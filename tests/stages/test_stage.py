@@ -14,7 +14,7 @@ from pocketvlm.artifacts.folder import FolderStore
 from pocketvlm.artifacts.partial import Partial
 from pocketvlm.artifacts.run_record import read_record, run_id
 from pocketvlm.environment import Environment
-from pocketvlm.errors import DataError, UserError
+from pocketvlm.errors import DataError, StoreUnavailable, UserError
 from pocketvlm.interrupt import temporary_folder
 from pocketvlm.progress import Progress
 from pocketvlm.run_file import RunFile, check_run_file
@@ -113,3 +113,37 @@ with temporary_folder(Path({str(tmp_path)!r}), "killed-") as folder:
         assert living.is_dir() and second.is_dir()
         assert list(tmp_path.glob("killed-*")) == []
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_a_store_that_is_gone_is_not_asked_again_to_record_that(tmp_path: Path, environment: Environment) -> None:
+    class Leaving(FolderStore):
+        """Answers until the first artifact's file is to be stored."""
+
+        gone_asked = 0
+        gone = False
+
+        def upload(self, path: Path, key: str) -> None:
+            self.gone = True
+            raise StoreUnavailable("no answer")
+
+        def read_tagged(self, key: str) -> tuple[bytes, str] | None:
+            self.gone_asked += self.gone
+            return super().read_tagged(key)
+
+    store = Leaving(tmp_path / "store")
+    with pytest.raises(StoreUnavailable, match="no answer"):
+        run_stage("labeller", run_file(tmp_path), store, environment, Progress())
+    assert store.gone_asked == 0
+
+
+def test_an_error_that_nobody_foresaw_is_recorded_too(tmp_path: Path, environment: Environment) -> None:
+    class Broken(FolderStore):
+        def upload(self, path: Path, key: str) -> None:
+            raise MemoryError("no room")
+
+    store = Broken(tmp_path / "broken")
+    with pytest.raises(MemoryError):
+        run_stage("labeller", run_file(tmp_path), store, environment, Progress())
+    record = read_record(store, run_id(run_file(tmp_path).run), "labeller")
+    assert record is not None
+    assert (record.status, record.message) == ("failed", "MemoryError: no room")

@@ -22,7 +22,7 @@ from pocketvlm.artifacts.partial import Partial
 from pocketvlm.artifacts.run_record import read_record, run_id, write_recipe
 from pocketvlm.artifacts.store import Store
 from pocketvlm.environment import Environment, Shard
-from pocketvlm.errors import PocketVLMError, UserError
+from pocketvlm.errors import PocketVLMError, StoreUnavailable, UserError
 from pocketvlm.interrupt import temporary_folder
 from pocketvlm.progress import Progress, duration
 from pocketvlm.run_file import Recipe, RunFile
@@ -107,8 +107,11 @@ def run_stage(
     recorder = Recorder(store, write_recipe(store, run_file.run), name, stage.KIND)
     try:
         artifact, made = _find_or_make(name, stage, run_file, store, environment, progress, recorder, shard)
-    except PocketVLMError as error:
-        recorder.end("failed", message=str(error))
+    except StoreUnavailable:
+        raise  # the record lies in that store: writing it would wait as long again, and hide what was lost
+    except Exception as error:
+        ours = isinstance(error, PocketVLMError)
+        recorder.end("failed", message=str(error) if ours else f"{type(error).__name__}: {error}")
         raise
     if artifact is not None:
         recorder.end("done" if made else "found", artifact.id)
