@@ -60,6 +60,9 @@ SMALL: dict[str, Any] = {
 """Keys of `run:` for a run of seconds: what it learns does not matter."""
 
 
+FIGURES: dict[str, Any] = {}
+
+
 def merged(*values: dict[str, Any]) -> dict[str, Any]:
     """As Helm merges: mappings key by key, everything else replaced."""
     result: dict[str, Any] = {}
@@ -282,13 +285,12 @@ def stored_at(prefix: str) -> dict[str, Any]:
     return {"store": {"url": f"s3://{BUCKET}/{prefix}", "endpoint": "http://object-store:9000"}}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def figures(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+@pytest.fixture(scope="session")
+def figures() -> dict[str, Any]:
     """What tests measured; printed at the end of the session."""
-    measured: dict[str, Any] = {}
-    yield measured
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if measured and reporter:
-        reporter.write_line("")
-        for name, value in measured.items():
-            reporter.write_line(f"cluster: {name}: {value}")
+    return FIGURES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name, value in FIGURES.items():
+        terminalreporter.write_line(f"cluster: {name}: {value}")
