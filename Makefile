@@ -63,7 +63,7 @@ UV_SUBSET := $(UV_COMPILE) --python-version 3.12 --constraint requirements.lock
 
 lock: $(READY) ## renew requirements.lock from pyproject.toml, and the images' parts of it
 	@$(UV_COMPILE) --python-version 3.11 --all-extras pyproject.toml -o requirements.lock
-	@$(UV_SUBSET) --extra digits pyproject.toml -o images/labeller/requirements.txt
+	@$(UV_SUBSET) --extra digits --extra teacher --extra hub --extra kaggle pyproject.toml -o images/labeller/requirements.txt
 	@$(UV_SUBSET) --extra train pyproject.toml -o images/torch/requirements.txt
 	@for image in build llama-cpp trainer conductor; do \
 	  $(UV_SUBSET) images/$$image/requirements.in -o images/$$image/requirements.txt || exit 1; \

@@ -30,7 +30,7 @@ CHART = Path(__file__).parents[1] / "charts" / "pocketvlm"
 INTRODUCTION = """\
 # The run file
 
-Generated from `src/pocketvlm/run_file.py` by `make docs`; edit the docstrings there.
+Generated from `src/pocketvlm/run_file` by `make docs`; edit the docstrings there.
 
 A run file is YAML. Its `run:` block is the recipe, described here. Other top-level keys belong to the Helm chart and
 are not read. A key that is not on this page is an error that names its nearest neighbour; a key that is there twice, or that

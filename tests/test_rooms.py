@@ -22,25 +22,25 @@ MAX_FILE_LINES = 320
 """The house style says about 300."""
 MAX_FUNCTION_LINES = 60
 """The house style says about 40; a table of arguments or a parser may be longer."""
-LONGER_FILES = {"run_file.py": 600}
-"""Every key of the run file with its documentation, on one page, and what is said of a wrong one."""
-
 OWNERS = {
     "torch": ("student/", "stages/"),
     "transformers": ("student/", "stages/"),
     "peft": ("student/", "stages/"),
     "accelerate": ("student/", "stages/"),
     "tokenizers": ("student/", "stages/"),
-    "huggingface_hub": ("student/", "sources/"),
+    "huggingface_hub": ("student/", "sources/", "hub_errors.py"),
     "boto3": ("artifacts/s3",),
     "botocore": ("artifacts/s3",),
     "s3transfer": ("artifacts/s3",),
     "openai": ("teacher/",),
+    "urllib3": ("sources/wire.py", "cluster/api.py"),
+    "kagglesdk": ("sources/kaggle.py",),
+    "datasets": ("sources/",),
     "kubernetes": ("cluster/api.py",),
     "sklearn": ("sources/digits.py",),
     "prometheus_client": ("metrics.py", "cluster/"),
     "pydantic_settings": ("environment.py",),
-    "yaml": ("run_file.py", "artifacts/run_record.py"),  # the second only writes: see the test of readers
+    "yaml": ("run_file/reader.py", "artifacts/run_record.py"),  # the second only writes: see the test of readers
 }
 """Package -> beginnings of the paths that may import it."""
 
@@ -48,15 +48,17 @@ STRANGERS = {
     "artifacts/": ("stages", "student", "sources", "teacher", "llamacpp", "cluster", "local", "plan", "cli"),
     "sources/": ("stages", "student", "llamacpp", "cluster", "local", "plan", "cli"),
     "student/": ("stages", "sources", "llamacpp", "cluster", "local", "plan", "cli"),
+    "teacher/": ("stages", "student", "sources", "llamacpp", "cluster", "local", "plan", "cli"),
     "llamacpp/": ("stages", "student", "sources", "cluster", "local", "plan", "cli"),
     "chart/": ("artifacts", "stages", "student", "sources", "teacher", "llamacpp", "cluster", "local", "plan", "cli"),
     "report/": ("sources", "student", "llamacpp", "cluster", "local", "plan", "cli"),
+    "review/": ("stages", "student", "sources", "teacher", "llamacpp", "cluster", "local", "plan", "cli"),
     "stages/": ("cluster", "local", "plan", "cli"),
     "cluster/": (
         "artifacts", "sources", "teacher", "student", "stages", "llamacpp", "report", "run_file", "environment", "local", "plan",
         "phone", "verify", "cli",
     ),
-    "run_file.py": ("artifacts", "stages", "student", "sources", "llamacpp", "environment", "cli"),
+    "run_file/": ("artifacts", "stages", "student", "sources", "teacher", "llamacpp", "environment", "cli"),
     "environment.py": ("artifacts", "stages", "student", "sources", "llamacpp", "run_file", "cli"),
     "progress.py": ("artifacts", "stages", "student", "sources", "llamacpp", "run_file", "environment", "cli"),
     "metrics.py": ("artifacts", "stages", "student", "sources", "llamacpp", "run_file", "environment", "progress", "cli"),
@@ -65,7 +67,7 @@ STRANGERS = {
 }
 """Beginning of a path -> rooms of ours that it must not import."""
 
-WORKSHOPS = {"training": "trainer", "evaluation": "evaluator"}
+WORKSHOPS = {"labelling": "labeller", "training": "trainer", "evaluation": "evaluator"}
 """Folder in stages/ -> the stage whose parts lie there; nobody else imports them."""
 
 SETTERS = ("os.putenv", "os.unsetenv", *(f"os.environ.{name}" for name in ("update", "setdefault", "pop", "clear")))
@@ -77,7 +79,9 @@ HEAVY = ("torch", "transformers", "peft", "accelerate", "sklearn", "datasets")
 """Seconds to import. A rerun of a finished run needs none of them."""
 LIGHT = [
     *(f"pocketvlm.stages.{name}" for name in STAGES if f"stages/{name}.py" in FILES),
-    *(f"pocketvlm.{name}" for name in ("cli", "local", "plan", "artifacts", "sources", "llamacpp", "report", "cluster")),
+    *(f"pocketvlm.{name}" for name in (
+        "cli", "local", "plan", "artifacts", "sources", "teacher", "llamacpp", "report", "review", "cluster",
+    )),
 ]
 """Modules, and packages with all their modules, that must not import anything heavy."""
 
@@ -155,7 +159,7 @@ def test_all_five_stages_are_there() -> None:
 
 def test_only_the_run_file_reads_yaml() -> None:
     readers = [file for file in FILES if any("load" in name for name in attributes(file, "yaml"))]
-    assert readers == ["run_file.py"]
+    assert readers == ["run_file/reader.py"]
 
 
 def test_only_the_environment_reads_the_environment() -> None:
@@ -206,7 +210,7 @@ for name in {LIGHT!r}:
 
 def test_files_are_short() -> None:
     lengths = {file: len((SOURCE / file).read_text().splitlines()) for file in FILES}
-    assert {file: n for file, n in lengths.items() if n > LONGER_FILES.get(file, MAX_FILE_LINES)} == {}
+    assert {file: n for file, n in lengths.items() if n > MAX_FILE_LINES} == {}
 
 
 def test_functions_are_short() -> None:

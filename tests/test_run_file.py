@@ -11,6 +11,7 @@ import yaml
 from pocketvlm.errors import NotAvailableYet, RunFileError
 from pocketvlm.run_file import Recipe, check_run_file, not_available, read_run_file, refuse_not_available
 from pocketvlm.sources.open import open_source
+from pocketvlm.sources.record import Context
 
 CLASSES = {"cat": "a cat", "dog": "a dog"}
 
@@ -192,6 +193,89 @@ def test_an_empty_question_is_refused() -> None:
     assert "run.task.question: is empty" in refusal(task__question="  \n")
 
 
+def asked(*questions: dict[str, str], **keys: Any) -> dict[str, Any]:
+    """Changes that give the recipe these `questions`; `keys` are more keys of the task."""
+    return {"task__questions": list(questions), **{f"task__{key}": value for key, value in keys.items()}}
+
+
+def test_questions_may_have_every_placeholder_braces_and_no_placeholder_at_all() -> None:
+    run = check(**asked({"ask": "{label} {classes} {description}", "answer": "{{{label}}}"}, {"ask": "What?", "answer": "Yes."}))
+    assert [question.answer for question in run.task.questions] == ["{{{label}}}", "Yes."]
+    assert check(**asked({"ask": "What?"})).task.questions[0].answer == "{label}"
+    assert not_available(run) == []
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("What {lable}?", "{lable} is no placeholder; did you mean {label}?"),
+        ("What {desc}?", "{desc} is no placeholder; did you mean {description}?"),
+        ("What {class}?", "{class} is no placeholder; did you mean {classes}?"),
+        ("What {xyz}?", "{xyz} is no placeholder; there are {label}, {description}, {classes}"),
+        ("What {}?", "{} is no placeholder; there are"),
+        ("What {label.__class__}?", "{label.__class__} is no placeholder"),
+        ("What {label[0]}?", "{label[0]} is no placeholder"),
+        ("What {label!r}?", "{label!r} is no placeholder"),
+        ("What {label:>9}?", "{label:>9} is no placeholder"),
+        ("What {label?", "a brace is alone; write {{ for { and }} for }"),
+        ("What label}?", "a brace is alone"),
+        (" \n", "is empty"),
+        ("", "is empty"),
+        ("What is <__media__>?", "holds <__media__>"),
+        ("What is <image>?", "holds <image>"),
+        ("What?<end_of_utterance>", "holds <end_of_utterance>"),
+        ("<|im_start|>What?", "holds <|im_start|>"),
+    ],
+)
+@pytest.mark.parametrize("key", ["ask", "answer"])
+def test_a_template_that_cannot_be_filled_in_is_refused_with_its_place(key: str, template: str, message: str) -> None:
+    text = refusal(**asked({"ask": "Good?"}, {"ask": "Other?", key: template}))
+    assert text.startswith(f"jobs/pets.yaml: run.task.questions[1].{key}: {message}") and len(text.splitlines()) == 1
+
+
+def test_a_key_of_a_question_has_a_neighbour() -> None:
+    assert "run.task.questions[0].anser: no such key; did you mean `answer`?" in refusal(**asked({"ask": "What?", "anser": "x"}))
+    assert "run.task.questions[0].ask: is missing; add it" in refusal(**asked({"answer": "x"}))
+
+
+def test_a_description_that_is_asked_for_must_be_there() -> None:
+    classes = {"cat": "a cat", "dog": " "}
+    assert check(**asked({"ask": "What?"}, classes=classes)).task.questions
+    text = refusal(**asked({"ask": "What?"}, {"ask": "And?", "answer": "{description}"}, classes=classes))
+    assert "questions[1].answer: has {description}, and class 'dog' has none; describe it" in text
+
+
+def test_a_description_with_a_token_of_the_layout_is_refused_where_it_would_be_learnt() -> None:
+    classes = {"cat": "a cat", "dog": "a dog, like <image>"}
+    assert check(**asked({"ask": "What?"}, classes=classes)).task.questions, "the teacher may read it"
+    text = refusal(**asked({"ask": "Like {description}?"}, classes=classes))
+    assert "the description of 'dog' holds <image>" in text and "questions[0].ask asks for it" in text
+
+
+def test_the_shipped_question_is_taught_no_second_answer() -> None:
+    assert "questions[0].ask: is `question`" in refusal(**asked({"ask": "Which animal?", "answer": "{description}"}))
+    assert "questions[0].ask: is `question`" in refusal(**asked({"ask": "{classes}?"}, question="cat, dog?"))
+    assert "questions[0].ask: is `question`" in refusal(**asked({"ask": "A {label}?"}, question="A dog?"))
+
+
+def test_a_question_that_is_there_twice_is_refused() -> None:
+    text = refusal(**asked({"ask": "What?"}, {"ask": "And?"}, {"ask": "What?", "answer": "{label}"}))
+    assert "questions[2]: is there already; remove it" in text
+    assert len(check(**asked({"ask": "What?"}, {"ask": "What?", "answer": "{description}"})).task.questions) == 2
+
+
+def test_how_many_questions_an_image_gets_means_nothing_without_questions() -> None:
+    text = refusal(task__questions_per_image=2)
+    assert text == "jobs/pets.yaml: run.task.questions_per_image: there are no questions to choose from; remove it"
+    assert check(**asked({"ask": "What?"}, questions_per_image=2)).task.questions_per_image == 2
+    assert "questions_per_image" not in check().model_dump()["task"]
+
+
+def test_an_extract_task_has_no_label_to_fill_into_questions() -> None:
+    text = refusal(**asked({"ask": "What?"}, kind="extract", classes={}))
+    assert text == "jobs/pets.yaml: run.task.questions: only kind: classify has a label to fill in; remove it"
+
+
 @pytest.mark.parametrize("name", ["", " cat", "ca\nt", 'c"at', "c\\at", "<cat>"])
 def test_a_class_name_that_a_grammar_cannot_quote_is_refused(name: str) -> None:
     assert "run.task.classes: class name" in refusal(task__classes={name: "", "dog": ""})
@@ -285,13 +369,8 @@ def test_the_second_phase_is_named_by_its_number() -> None:
     [
         ({"task__kind": "extract", "task__classes": {}}, "run.task.kind"),
         ({"task__answer": "reasoning"}, "run.task.answer"),
-        ({"task__fields": {"title": "text"}}, "run.task.fields"),
+        ({"task__fields": {"title": {"type": "string", "description": "a title"}}}, "run.task.fields"),
         ({"task__system": "You are a vet."}, "run.task.system"),
-        ({"task__questions": ["What is it?"]}, "run.task.questions"),
-        ({"labeller__source": {"kind": "coco"}}, "run.labeller.source.kind"),
-        ({"labeller__source": {"kind": "unsplash"}}, "run.labeller.source.kind"),
-        ({"labeller__source": {"kind": "hub", "dataset": "a/b"}}, "run.labeller.source.kind"),
-        ({"labeller__teacher": {"model": "gpt-4o"}}, "run.labeller.teacher"),
     ],
 )
 def test_a_part_that_comes_later_is_known_and_refused_by_its_key(changes: dict[str, Any], key: str) -> None:
@@ -303,8 +382,27 @@ def test_a_part_that_comes_later_is_known_and_refused_by_its_key(changes: dict[s
 
 
 def test_all_parts_that_come_later_are_listed_at_once() -> None:
-    run = check(task__answer="reasoning", task__system="x", labeller__teacher={"model": "gpt-4o"})
-    assert len(not_available(run)) == 3
+    run = check(task__answer="reasoning", task__system="x")
+    assert len(not_available(run)) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labeller__teacher": {"model": "gpt-4o"}, "labeller__max_cost_usd": 5.0}, "the price of gpt-4o is not known"),
+        ({"labeller__max_cost_usd": 5.0}, "run.labeller.max_cost_usd: there is no teacher"),
+        ({"labeller__min_agreement": 0.5, "labeller__teacher": {"model": "m"}}, "min_agreement: one vote always agrees"),
+        ({"labeller__teacher": {"model": "m", "batch_poll_s": 5}}, "batch_poll_s: only way: batch has it"),
+        ({"labeller__teacher": {"model": "m", "way": "batch", "in_flight": 5}}, "in_flight: only way: live has it"),
+        ({"labeller__source": {"kind": "hub"}}, "set either dataset (on the Hub) or path (Parquet files)"),
+        ({"labeller__source": {"kind": "hub", "path": "x", "revision": "0" * 40}}, "revision: only a dataset of the Hub has it"),
+        ({"labeller__source": {"kind": "unsplash", "queries": ["sea"], "lite": "x", "snapshot": "y"}}, "only the API has it"),
+        ({"labeller__source": {"kind": "coco", "fetch": {"paralel": 3}}}, "paralel: no such key; did you mean `parallel`?"),
+        ({"task__classes": {"none": "x", "some": "y"}, "labeller__teacher": {"model": "m"}}, "none is what a teacher"),
+    ],
+)  # fmt: skip
+def test_settings_of_sources_and_teachers_that_cannot_be_meant_are_refused(changes: dict[str, Any], message: str) -> None:
+    assert message in refusal(**changes)
 
 
 def test_nothing_is_refused_that_is_there() -> None:
@@ -401,7 +499,7 @@ def test_a_relative_path_in_a_mounted_run_file_starts_at_its_folder(tmp_path: Pa
         (tmp_path / "images" / name).mkdir(parents=True)
         (tmp_path / "images" / name / "a.png").write_bytes(b"x")
     found = read_run_file(path)
-    assert len(open_source(found.run.labeller.source, found.folder, list(CLASSES))) == 2
+    assert len(open_source(found.run.labeller.source, Context(found.folder, list(CLASSES)))) == 2
 
 
 def test_numbers_mean_the_same_after_helm_has_written_them(tmp_path: Path) -> None:

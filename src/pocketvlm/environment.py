@@ -61,6 +61,11 @@ class Environment(BaseSettings):
     secret_access_key: SecretStr | None = Field(default=None, validation_alias="AWS_SECRET_ACCESS_KEY")
     session_token: SecretStr | None = Field(default=None, validation_alias="AWS_SESSION_TOKEN")
     hub_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
+    teacher_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
+    second_teacher_key: SecretStr | None = Field(default=None, validation_alias="POCKETVLM_SECOND_TEACHER_API_KEY")
+    unsplash_key: SecretStr | None = Field(default=None, validation_alias="UNSPLASH_ACCESS_KEY")
+    kaggle_user: str | None = Field(default=None, validation_alias="KAGGLE_USERNAME")
+    kaggle_key: SecretStr | None = Field(default=None, validation_alias="KAGGLE_KEY")
 
     @classmethod
     def settings_customise_sources(

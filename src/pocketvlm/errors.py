@@ -4,7 +4,7 @@ PocketVLMError                 1   unexpected: try again within the backoff limi
 ├── UserError                  2   a person must change the run file or the environment
 │   ├── RunFileError               a key of the run file is wrong
 │   ├── NotAvailableYet            the run file asks for a part that this version does not have
-│   ├── CredentialsError           the store refused our keys
+│   ├── CredentialsError           the store, the teacher or a source refused our keys, or there is none
 │   ├── BucketMissing              the store has no such bucket
 │   └── ConditionIgnored           the store ignores If-None-Match or If-Match: unsafe, refused
 ├── DataError                  3   the data is wrong; trying again gives the same
@@ -12,6 +12,8 @@ PocketVLMError                 1   unexpected: try again within the backoff limi
 ├── Interrupted               75   stopped from outside after saving; start again to go on
 ├── StoreUnavailable           1   no connection, or the store answers 5xx: try again
 ├── HubUnavailable             1   the same of the Hugging Face Hub, or it asks to come back later (429)
+├── SourceUnavailable          1   the same of a server of images
+├── TeacherUnavailable         1   the same of the teacher
 ├── Corrupt                    1   bytes read do not match their sha256
 └── ToolError                  1   a program that we started (llama.cpp) failed
 """
@@ -40,7 +42,7 @@ class NotAvailableYet(UserError):
 
 
 class CredentialsError(UserError):
-    """The store refused the access key, the secret or the signature."""
+    """A service refused our key, or we have none for it; the message names the service and the variable."""
 
 
 class BucketMissing(UserError):
@@ -75,6 +77,14 @@ class StoreUnavailable(PocketVLMError):
 
 class HubUnavailable(PocketVLMError):
     """The Hugging Face Hub did not answer, answered with a server error, or asked to come back later."""
+
+
+class SourceUnavailable(PocketVLMError):
+    """A server of images did not answer, or answered with errors, until the deadline."""
+
+
+class TeacherUnavailable(PocketVLMError):
+    """The teacher did not answer, or answered with errors, until the deadline; or nothing but errors came at all."""
 
 
 class Corrupt(PocketVLMError):

@@ -1,0 +1,60 @@
+"""The run file as models: every key, its unit, its default. A run file is a Helm values file; its `run:` block is read here.
+
+The docstring under a field is its documentation (docs/run-file.md is generated from it).
+"""
+
+from pocketvlm.run_file.available import not_available, refuse_not_available
+from pocketvlm.run_file.labeller import Labeller, Price, Split, Teacher
+from pocketvlm.run_file.reader import check_run_file, read_run_file
+from pocketvlm.run_file.recipe import Evaluator, Gates, GgufType, Quantiser, Recipe, RunFile
+from pocketvlm.run_file.source import (
+    ArchiveSource,
+    CocoSource,
+    DigitsSource,
+    Fetch,
+    FolderSource,
+    HubSource,
+    KaggleSource,
+    RecordsSource,
+    Source,
+    UnsplashSource,
+)
+from pocketvlm.run_file.task import Device, ExtractField, Question, Student, Task, is_hub_shaped
+from pocketvlm.run_file.trainer import Part, Phase, Trackers, Trainer
+
+__all__ = [
+    "ArchiveSource",
+    "CocoSource",
+    "Device",
+    "DigitsSource",
+    "Evaluator",
+    "ExtractField",
+    "Fetch",
+    "FolderSource",
+    "Gates",
+    "GgufType",
+    "HubSource",
+    "KaggleSource",
+    "Labeller",
+    "Part",
+    "Phase",
+    "Price",
+    "Quantiser",
+    "Question",
+    "Recipe",
+    "RecordsSource",
+    "RunFile",
+    "Source",
+    "Split",
+    "Student",
+    "Task",
+    "Teacher",
+    "Trackers",
+    "Trainer",
+    "UnsplashSource",
+    "check_run_file",
+    "is_hub_shaped",
+    "not_available",
+    "read_run_file",
+    "refuse_not_available",
+]

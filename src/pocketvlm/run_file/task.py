@@ -1,0 +1,189 @@
+"""What is asked, how the phone sees it, and which model answers."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_serializer, field_validator, model_validator
+
+from pocketvlm.run_file.block import Block
+from pocketvlm.run_file.template import fill, placeholders
+
+OneClass = Annotated[dict[str, str], Field(min_length=1, max_length=1)]
+MARKERS = ("<__media__>", "<image>", "<end_of_utterance>", "<|im_start|>")
+"""Tokens of the student's layout. A text with one of them would be an image, or the end of a turn, to the model."""
+
+
+def marker_in(text: str) -> str | None:
+    """The first of MARKERS that the text holds."""
+    return next((marker for marker in MARKERS if marker in text), None)
+
+
+def _refuse_marker(text: str) -> None:
+    if marker := marker_in(text):
+        raise ValueError(f"holds {marker}, which is placed by the student's prompt; remove it")
+    if not text.strip():
+        raise ValueError("is empty")
+
+
+class ExtractField(Block):
+    """One field of an `extract` answer."""
+
+    type: Literal["integer", "number", "boolean", "string", "list"]
+    """`list`: of texts."""
+    description: str
+    """What it says of an image, for the teacher."""
+    values: list[str | int] = Field(default_factory=list)
+    """The only values that it may have; default: any of its type."""
+
+    def idle(self) -> dict[str, str]:
+        able = self.type in ("integer", "string", "list")
+        return {} if able else {"values": f"a field of type {self.type} has no list of values; remove it"}
+
+
+class Question(Block):
+    """Another wording of question and answer, for training. `{label}`, `{description}` (that of the label) and `{classes}` (all
+    names) are filled in; `{{` and `}}` are braces."""
+
+    ask: str
+    """The question, for example `Which of these is it: {classes}?`; another one than `task.question`."""
+    answer: str = "{label}"
+    """What the student learns to answer, for example `{label}: {description}`."""
+
+    @field_validator("ask", "answer")
+    @classmethod
+    def _sound(cls, template: str) -> str:
+        _refuse_marker(template)
+        placeholders(template)
+        return template
+
+
+class Task(Block):
+    """What is asked of an image, and what may be answered."""
+
+    kind: Literal["classify", "extract"] = "classify"
+    """`classify`: one of `classes`. `extract`: JSON fields (not available yet)."""
+    classes: dict[str, str] = Field(default_factory=dict)
+    """Class name -> description for the teacher. A list (`- name: description`) keeps its order, in reports too; a mapping is
+    read in the order of its names."""
+    fields: dict[str, ExtractField] = Field(default_factory=dict)
+    """For `extract`: field name -> type and description (not available yet)."""
+    question: str
+    """Asked of every image; shipped as part of `prompt.txt`."""
+    system: str | None = None
+    """A system text before the first user turn (not available yet)."""
+    questions: list[Question] = Field(default_factory=list)
+    """More wordings for training. Every image is trained with `question` and its plain answer too, and measured with it alone."""
+    questions_per_image: int = Field(default=1, ge=1, le=100)
+    """How many of `questions` each training image gets, chosen by its bytes; all, if there are no more."""
+    answer: Literal["label", "reasoning"] = "label"
+    """`label`: the class name. `reasoning`: `Reasoning: ... Answer: name` (not available yet)."""
+
+    def idle(self) -> dict[str, str]:
+        if self.kind == "extract":
+            return dict.fromkeys(("questions", "questions_per_image"), "only kind: classify has a label to fill in; remove it")
+        return {} if self.questions else {"questions_per_image": "there are no questions to choose from; remove it"}
+
+    @field_validator("question")
+    @classmethod
+    def _no_markers(cls, text: str) -> str:
+        _refuse_marker(text)
+        return text
+
+    @field_validator("classes", mode="before", json_schema_input_type=list[OneClass] | dict[str, str])
+    @classmethod
+    def _in_order(cls, value: Any) -> Any:
+        """Helm sorts the keys of a mapping. So they are sorted here too: a laptop and a cluster must agree on every id."""
+        if isinstance(value, list):
+            if not all(isinstance(item, dict) and len(item) == 1 for item in value):
+                raise ValueError("each item of the list must be one `- name: description`")
+            merged = {name: text for item in value for name, text in item.items()}
+            if len(merged) < len(value):
+                raise ValueError("a class is named twice")
+            return merged
+        return dict(sorted(value.items(), key=lambda item: str(item[0]))) if isinstance(value, dict) else value
+
+    @field_serializer("classes")
+    def _as_list(self, classes: dict[str, str]) -> list[dict[str, str]]:
+        return [{name: description} for name, description in classes.items()]
+
+    @field_validator("classes")
+    @classmethod
+    def _plain_names(cls, classes: dict[str, str]) -> dict[str, str]:
+        for name in classes:
+            if name != name.strip() or not name or re.search(r'[\n"\\<>]', name):
+                raise ValueError(
+                    f"class name {name!r} must be plain text without quotes, backslash, <, > or line breaks"
+                )
+        folded = [name.casefold() for name in classes]
+        if len(set(folded)) != len(folded):
+            raise ValueError("two class names differ only in case")
+        return classes
+
+    @model_validator(mode="after")
+    def _classes_needed(self) -> Self:
+        if self.kind == "classify" and len(self.classes) < 2:
+            raise ValueError("classes: a classify task needs at least two classes")
+        return self
+
+    @model_validator(mode="after")
+    def _questions_are_others(self) -> Self:
+        """What is shipped must not be taught a second answer, and nothing twice."""
+        names = ", ".join(self.classes)
+        for i, question in enumerate(self.questions):
+            if question in self.questions[:i]:
+                raise ValueError(f"questions[{i}]: is there already; remove it")
+            values = [{"label": name, "description": text, "classes": names} for name, text in self.classes.items()]
+            if any(fill(question.ask, of_class) == self.question for of_class in values):
+                raise ValueError(f"questions[{i}].ask: is `question`, which is trained with its plain answer; word it otherwise")
+        return self
+
+    @model_validator(mode="after")
+    def _descriptions_can_be_learnt(self) -> Self:
+        for i, question in enumerate(self.questions):
+            for key, template in (("ask", question.ask), ("answer", question.answer)):
+                if "description" not in placeholders(template):
+                    continue
+                for name, text in self.classes.items():
+                    if not text.strip():
+                        raise ValueError(f"questions[{i}].{key}: has {{description}}, and class {name!r} has none; describe it")
+                    if marker := marker_in(text):
+                        raise ValueError(f"classes: the description of {name!r} holds {marker}, which is placed by the student's "
+                                         f"prompt, and questions[{i}].{key} asks for it; remove it")  # fmt: skip
+        return self
+
+
+class Device(Block):
+    """How the phone sees an image. Read by every stage and shipped in release.json."""
+
+    canvas_px: int | None = Field(default=256, ge=8, le=4096)
+    """The app letterboxes every image to this square, black padding. `null`: the image as it is."""
+    longest_edge_px: int = Field(default=512, ge=8, le=4096)
+    """Tile budget, a multiple of the model's tile. For 512 px tiles: 512 = 2 tiles = 128 visual tokens, 2048 = 17 = 1088."""
+    max_new_tokens: int = Field(default=32, ge=1, le=4096)
+    """Tokens that the phone may generate for one answer, the end token included."""
+
+
+class Student(Block):
+    """The small VLM that is trained."""
+
+    model: str
+    """`tiny` (built in, random weights), a folder, or a Hub id such as `HuggingFaceTB/SmolVLM2-500M-Video-Instruct`."""
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    """Commit of the Hub id, 40 hex digits; required for a Hub id."""
+    seed: int = 0
+    """Seed of the random weights of `tiny`, and of no other."""
+
+    def idle(self) -> dict[str, str]:
+        idle = {}
+        if not is_hub_shaped(self.model):
+            idle["revision"] = f"only a Hub id has one, and model is {self.model!r}; remove it"
+        if self.model != "tiny":
+            idle["seed"] = "only model: tiny has random weights; remove it (that of the training is trainer.seed)"
+        return idle
+
+
+def is_hub_shaped(model: str) -> bool:
+    """Whether `student.model` looks like a Hub id, `owner/name`; a folder of that name comes first."""
+    return model.count("/") == 1 and not model.startswith((".", "/", "~"))
