@@ -8,7 +8,7 @@ import pytest
 from pocketvlm.errors import DataError, RunFileError
 from pocketvlm.run_file import FolderSource
 from pocketvlm.sources.open import open_source
-from pocketvlm.sources.record import Record, SourceReader
+from pocketvlm.sources.record import Context, Record, SourceReader
 
 CLASSES = ["Solar Panel", "roof"]
 
@@ -22,9 +22,9 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def opened(images: Path, **settings: object) -> SourceReader:
+def opened(images: Path, *, labelled: bool = True, **settings: object) -> SourceReader:
     source = FolderSource.model_validate({"kind": "folder", "path": images.name, **settings})
-    return open_source(source, images.parent, CLASSES)
+    return open_source(source, Context(images.parent, CLASSES, labelled=labelled))
 
 
 def reasons(records: SourceReader) -> dict[str, str]:
@@ -135,3 +135,20 @@ def test_fingerprint_follows_names_and_content_and_nothing_else(images: Path, tm
     assert changed != before
     (moved / "roof" / "a.jpg").rename(moved / "roof" / "z.jpg")
     assert opened(moved).fingerprint() not in (before, changed)
+
+
+def test_with_a_teacher_images_may_lie_anywhere_and_have_no_label(images: Path) -> None:
+    (images / "unknown folder").mkdir()
+    (images / "unknown folder" / "x.jpg").write_bytes(b"x")
+    (images / "top.jpg").write_bytes(b"top")
+    records = list(opened(images, labelled=False, licence="CC0"))
+    assert [record.source_id for record in records] == [
+        "roof/a.jpg", "roof/b.jpg", "solar panel/deep/er/c.png", "top.jpg", "unknown folder/x.jpg",
+    ]  # fmt: skip
+    assert all(record.data and not record.problem for record in records)
+    assert {(record.label, record.licence) for record in records} == {("", "CC0")}
+
+
+def test_class_folders_without_effect_are_refused(images: Path) -> None:
+    with pytest.raises(RunFileError, match="class_folders: is without effect, since the teacher labels"):
+        opened(images, labelled=False, class_folders={"roof": "roof"})

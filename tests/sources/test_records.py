@@ -11,7 +11,7 @@ import pytest
 from pocketvlm.errors import DataError, RunFileError
 from pocketvlm.run_file import RecordsSource
 from pocketvlm.sources.open import open_source
-from pocketvlm.sources.record import Record, SourceReader
+from pocketvlm.sources.record import Context, Record, SourceReader
 
 CLASSES = ["fire", "Still Water"]
 ROWS: list[dict[str, Any]] = [
@@ -41,7 +41,7 @@ def opened(folder: Path, name: str, text: str | bytes, **settings: object) -> So
     for image in ("b.jpg", "deep/a.jpg"):
         (folder / image).write_bytes(image.encode())
     (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return open_source(RecordsSource.model_validate({"kind": "records", "path": name, **settings}), folder, CLASSES)
+    return open_source(RecordsSource.model_validate({"kind": "records", "path": name, **settings}), Context(folder, CLASSES))
 
 
 def problems(reader: SourceReader) -> dict[str, tuple[str, str]]:
@@ -142,7 +142,7 @@ def test_wrong_path_or_ending_is_the_run_files_fault(tmp_path: Path) -> None:
     with pytest.raises(RunFileError, match=r"run.labeller.source.path: r.xlsx must end in"):
         opened(tmp_path, "r.xlsx", "x")
     with pytest.raises(RunFileError, match=r"run.labeller.source.path: gone.csv is not a file"):
-        open_source(RecordsSource(kind="records", path="gone.csv"), tmp_path, CLASSES)
+        open_source(RecordsSource(kind="records", path="gone.csv"), Context(tmp_path, CLASSES))
 
 
 def test_half_a_surrogate_pair_does_not_reach_the_dataset(tmp_path: Path) -> None:

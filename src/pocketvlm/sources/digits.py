@@ -12,7 +12,7 @@ from PIL import Image
 
 from pocketvlm.errors import DataError, RunFileError, UserError
 from pocketvlm.run_file import DigitsSource
-from pocketvlm.sources.record import Record, SourceReader
+from pocketvlm.sources.record import Context, Record, SourceReader
 
 IMAGES = 1797
 URL = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
@@ -26,12 +26,12 @@ Pinned so that the other stages know the content without importing scikit-learn,
 class Digits(SourceReader):
     """1,797 images of 8x8, enlarged. The run file's classes are in the order of the digits 0 to 9."""
 
-    def __init__(self, source: DigitsSource, classes: list[str]) -> None:
-        if len(classes) != 10:
+    def __init__(self, source: DigitsSource, context: Context) -> None:
+        if context.labelled and len(context.classes) != 10:
             raise RunFileError(f"run.task.classes: the digits source has ten classes, for 0 to 9 in this order, "
-                               f"and here are {len(classes)}; name ten")
+                               f"and here are {len(context.classes)}; name ten")
         self._source = source
-        self._classes = classes
+        self._classes = context.classes if context.labelled else [""] * 10
 
     def fingerprint(self) -> str:
         return CONTENT_SHA256

@@ -7,8 +7,12 @@ import hashlib
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from pocketvlm.artifacts.store import Store
+from pocketvlm.environment import Environment
+from pocketvlm.progress import Progress
 
 MAX_FILE_BYTES = 256_000_000
 """Larger files are no photographs: 50 megapixels of 8-bit RGB take 150 MB before they are compressed."""
@@ -31,7 +35,7 @@ class Record:
     """The original file's bytes."""
     problem: Problem | None = None
     label: str = ""
-    """One of the task's class names."""
+    """One of the task's class names; empty where a teacher labels."""
     url: str | None = None
     author: str | None = None
     licence: str | None = None
@@ -40,12 +44,36 @@ class Record:
     """0..1."""
 
 
+@dataclass(frozen=True)
+class Context:
+    """What a source is opened with."""
+
+    folder: Path
+    """Of the run file; relative paths start here."""
+    classes: list[str]
+    """Names of the task's classes, in order."""
+    labelled: bool = True
+    """Whether the source's labels are used. False: a teacher labels, so records without a label are as good."""
+    environment: Environment = field(default_factory=Environment)
+    """For keys, and the cache folder for what is downloaded whole."""
+    store: Store | None = None
+    """For what must be found again by every process (a search's results); None while nothing but `fingerprint` is asked."""
+    progress: Progress = field(default_factory=Progress)
+
+
 class SourceReader(ABC):
-    """One opened source: Records at the places 0 to len - 1, in an order that depends on the content only."""
+    """One opened source: Records at the places 0 to len - 1, in an order that depends on the content only.
+
+    Opening and `fingerprint` ask no server: a remote source is named by what pins its content. `len` and `records` may.
+    """
+
+    PIECE_RECORDS = 512
+    """Records that are prepared and saved at once; a remote source has fewer, since what a killed process had fetched of them
+    is fetched again."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Sha256 (hex) over names and bytes of all that the source reads, so that an id can follow the content."""
+        """Sha256 (hex) over all that decides what the source gives, so that an id can follow the content."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -55,8 +83,16 @@ class SourceReader(ABC):
     def records(self, places: range) -> Iterator[Record]:
         """The records at `places`, in this order; what lies elsewhere is not read.
 
-        Unusable files are Records with a problem. Raises DataError or UserError when there is no going on.
+        Unusable files are Records with a problem. Raises DataError, UserError or SourceUnavailable when there is no going on.
         """
+
+    def expected(self) -> int | None:
+        """Records, or the most that there can be, without asking a server; None where only that can tell."""
+        return len(self)
+
+    def plan_lines(self) -> list[str]:
+        """What `pocketvlm plan` says of it, beside the number of images; asks no server."""
+        return []
 
     def __iter__(self) -> Iterator[Record]:
         """All records, as `records` gives them."""

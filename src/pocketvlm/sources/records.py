@@ -15,6 +15,7 @@ from pocketvlm.errors import DataError, RunFileError
 from pocketvlm.run_file import RecordsSource
 from pocketvlm.sources.record import (
     ClassNames,
+    Context,
     Problem,
     Record,
     SourceReader,
@@ -36,22 +37,23 @@ class Row:
 class Records(SourceReader):
     """Reads the whole file when opened, the images one by one while iterating."""
 
-    def __init__(self, source: RecordsSource, folder: Path, classes: list[str]) -> None:
+    def __init__(self, source: RecordsSource, context: Context) -> None:
         """Raises RunFileError for a wrong path or label column, DataError for a file that is not what its name says."""
-        path = folder / source.path
+        path = context.folder / source.path
         if not path.is_file():
             raise RunFileError(f"run.labeller.source.path: {source.path} is not a file; "
                                "name it relative to the run file")
-        images = folder / source.images if source.images is not None else path.parent
+        images = context.folder / source.images if source.images is not None else path.parent
         if not images.is_dir():
             raise RunFileError(f"run.labeller.source.images: {source.images} is not a folder; "
                                "name the folder that `image_path` starts in, relative to the run file")
         self._source = source
+        self._labelled = context.labelled
         self._root = images.resolve()
-        self._classes = ClassNames(classes)
+        self._classes = ClassNames(context.classes)
         self._bytes = path.read_bytes()
         self._rows = _read_rows(source.path, self._bytes)
-        _check_columns(source, self._rows)
+        _check_columns(source, self._rows, labelled=self._labelled)
         self._rows.sort(key=lambda row: _text(row.fields, "image_id"))
 
     def fingerprint(self) -> str:
@@ -69,17 +71,12 @@ class Records(SourceReader):
         if row.fields is None:
             return Record(row.where, problem=Problem("bad_line", f"{row.where}: cannot be read"))
         source_id = _text(row.fields, "image_id") or row.where
-        for column in ("image_id", "image_path", self._source.label_column):
+        for column in ("image_id", "image_path", *([self._source.label_column] if self._labelled else [])):
             if not _text(row.fields, column):
                 return Record(source_id, problem=Problem("missing_field", f"{row.where}: {column} is missing or empty"))
-        written = _text(row.fields, self._source.label_column)
-        label = self._classes.match(written)
-        if label is None:
-            detail = f"{row.where}: {written[:100]} is not in run.task.classes{self._classes.hint(written[:100])}"
-            return Record(source_id, problem=Problem("unknown_label", detail))
-        confidence = _confidence(_text(row.fields, "confidence"))
-        if isinstance(confidence, Problem):
-            return Record(source_id, problem=Problem(confidence.reason, f"{row.where}: {confidence.detail}"))
+        known = self._known(row) if self._labelled else {}
+        if isinstance(known, Problem):
+            return Record(source_id, problem=Problem(known.reason, f"{row.where}: {known.detail}"))
         name = _text(row.fields, "image_path")
         data = read_inside(self._root / name, self._root)
         if isinstance(data, Problem):
@@ -87,13 +84,22 @@ class Records(SourceReader):
         return Record(
             source_id,
             data,
-            label=label,
             url=_text(row.fields, "url") or None,
             author=_text(row.fields, "author") or None,
             licence=_text(row.fields, "licence") or _text(row.fields, "license") or self._source.licence,
-            reason=_text(row.fields, "reason") or None,
-            confidence=confidence,
+            **known,
         )
+
+    def _known(self, row: Row) -> dict[str, Any] | Problem:
+        """Label, reason and confidence of a record, or why they cannot be used."""
+        written = _text(row.fields, self._source.label_column)
+        label = self._classes.match(written)
+        if label is None:
+            return Problem("unknown_label", f"{written[:100]} is not in run.task.classes{self._classes.hint(written[:100])}")
+        confidence = _confidence(_text(row.fields, "confidence"))
+        if isinstance(confidence, Problem):
+            return confidence
+        return {"label": label, "reason": _text(row.fields, "reason") or None, "confidence": confidence}
 
 
 def _read_rows(name: str, data: bytes) -> list[Row]:
@@ -140,11 +146,11 @@ def _csv_rows(text: str) -> list[Row]:
     return rows
 
 
-def _check_columns(source: RecordsSource, rows: list[Row]) -> None:
+def _check_columns(source: RecordsSource, rows: list[Row], *, labelled: bool) -> None:
     """Raises when a column that every record needs is in none of them."""
     columns = sorted({str(column) for row in rows for column in row.fields or ()})
     there = ", ".join(columns)
-    if source.label_column not in columns:
+    if labelled and source.label_column not in columns:
         raise RunFileError(f"run.labeller.source.label_column: {source.path} has no column {source.label_column}, "
                            f"but {there}{hint(source.label_column, columns)}")
     for column in ("image_id", "image_path"):
