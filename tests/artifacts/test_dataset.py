@@ -31,18 +31,24 @@ def png(index: int) -> bytes:
     return out.getvalue()
 
 
-def row(index: int) -> Row:
+def row(index: int, *, variants: Sequence[tuple[str, str]] = ()) -> Row:
     label = CLASSES[index % 2]
     sha256 = hashlib.sha256(str(index).encode()).hexdigest()
     return Row(label, label, "Which?", sha256, f"{index:016x}", "folder", f"é/{index}.jpg", licence="CC0",
-               teacher_confidence=0.5 if index else None)  # fmt: skip
+               teacher_confidence=0.5 if index else None, variants=variants)  # fmt: skip
+
+
+def pairs(index: int) -> list[tuple[str, str]]:
+    """None, one or two variants of a training image."""
+    return [(f"Is it so? {index}", "é: yes"), ("And now?", "no")][: index % 3]
 
 
 def write(folder: Path, split: str, count: int, sizes: Sequence[int] | None = None) -> None:
     folder.mkdir(exist_ok=True)
     pngs = [png(index) for index in range(count)]
     sizes = sizes or [len(data) for data in pngs]
-    write_split(folder, split, [row(index) for index in range(count)], sizes, iter(pngs), CLASSES)
+    rows = [row(index, variants=pairs(index) if split == "train" else ()) for index in range(count)]
+    write_split(folder, split, rows, sizes, iter(pngs), CLASSES)
 
 
 def names(folder: Path) -> list[str]:
@@ -54,8 +60,26 @@ def test_split_reads_back_in_order(tmp_path: Path) -> None:
     assert names(tmp_path) == ["train-00000-of-00001.parquet"]
     one = row(149)
     examples = list(read_split(tmp_path, "train"))
-    assert examples[149] == Example(149, png(149), "fire", "fire", "Which?", one.sha256, one.source_id)
+    assert examples[149] == Example(149, png(149), "fire", "fire", "Which?", one.sha256, one.source_id, tuple(pairs(149)))
     assert [example.index for example in examples] == list(range(150))
+    assert [list(example.variants) for example in examples] == [pairs(index) for index in range(150)]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_only_training_images_have_variants(tmp_path: Path, split: str) -> None:
+    write(tmp_path, split, 5)
+    assert [example.variants for example in read_split(tmp_path, split)] == [()] * 5
+    with pytest.raises(AssertionError, match="only training"):
+        write_split(tmp_path, split, [row(0, variants=[("Why?", "so")])], [1], iter([png(0)]), CLASSES)
+
+
+def test_texts_that_come_again_and_again_are_stored_once(tmp_path: Path) -> None:
+    write(tmp_path, "train", 64)
+    group = pq.ParquetFile(tmp_path / "train-00000-of-00001.parquet").metadata.row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    for name in ("question", "variants.list.element.question", "variants.list.element.answer"):
+        assert columns[name].has_dictionary_page, name
+    assert not columns["image.bytes"].has_dictionary_page
 
 
 def test_row_groups_are_small_enough_to_stream(tmp_path: Path) -> None:
@@ -107,6 +131,11 @@ def test_hugging_face_datasets_opens_it_with_images_and_classes(
     assert third["image"].getpixel((0, 0)) == (3, 0, 0)
     assert (third["label"], found["train"].features["label_id"].int2str(third["label_id"])) == ("fire", "fire")
     assert third["teacher_confidence"] == 0.5
+    assert isinstance(found["train"].features["variants"], datasets.List)
+    assert found["train"].features == found["test"].features
+    sixth = found["train"][5]["variants"]
+    assert [(pair["question"], pair["answer"]) for pair in sixth] == pairs(5) and len(sixth) == 2
+    assert found["test"][5]["variants"] == []
     assert third["teacher_model"] is None
 
 

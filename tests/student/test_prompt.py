@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from pocketvlm.errors import UserError
 from pocketvlm.run_file import Task
 from pocketvlm.student.pixels import Grid
-from pocketvlm.student.prompt import END, FAKE, GLOBAL, IGNORE, IMAGE, MEDIA, START, PromptEncoder, pad, prompt_text
+from pocketvlm.student.prompt import END, FAKE, GLOBAL, IGNORE, IMAGE, MEDIA, START, PromptEncoder, pad, prompt_of, prompt_text
 from pocketvlm.student.tiny import build_tokenizer
 
 ONE = Grid((32, 32), 1, 1)
@@ -54,6 +54,14 @@ def test_loss_sees_the_answer_and_its_end_only(encoder: PromptEncoder, tokenizer
     assert encoder.image_id not in learnt
 
 
+def test_another_question_has_the_layout_of_the_shipped_one(encoder: PromptEncoder, tokenizer: Any, task: Task) -> None:
+    other = PromptEncoder(tokenizer, prompt=prompt_of("And now?"), tokens_per_tile=encoder.tokens_per_tile)
+    shipped = encoder.prompt(ONE)
+    assert encoder.prompt(ONE, prompt_of("And now?")) == other.prompt(ONE) != shipped
+    assert encoder.sample(ONE, " one", prompt_of("And now?")) == other.sample(ONE, " one")
+    assert encoder.prompt(ONE) == shipped == encoder.prompt(ONE, prompt_of(task.question)), "it asks what it asked before"
+
+
 def test_the_media_marker_is_never_in_training_text(encoder: PromptEncoder, tokenizer: Any) -> None:
     assert MEDIA not in tokenizer.decode(encoder.sample(ONE, " one").ids)
 
@@ -89,9 +97,11 @@ def test_a_grid_beyond_the_rows_of_a_vocabulary_is_refused_by_its_name(task: Tas
         encoder.image(Grid((64, 64), 2, 2))
 
 
-def test_a_prompt_without_the_marker_is_refused(tokenizer: Any) -> None:
+def test_a_prompt_without_the_marker_is_refused(tokenizer: Any, encoder: PromptEncoder) -> None:
     with pytest.raises(UserError, match="exactly once"):
         PromptEncoder(tokenizer, prompt="User: hello", tokens_per_tile=4)
+    with pytest.raises(UserError, match="exactly once"):
+        encoder.prompt(ONE, "User: hello")
 
 
 def test_a_grid_beyond_the_vocabulary_is_refused(encoder: PromptEncoder) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -23,6 +23,8 @@ SHARD_BYTES = 64_000_000
 ROW_GROUP_ROWS = 64
 """What a reader holds in memory at once: at 256x256, some 5 MB."""
 QUARANTINE = "quarantine.jsonl"
+PAIR = ("question", "answer")
+"""Fields of one of the variants."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Row:
     teacher_request_id: str | None = None
     teacher_cost: float | None = None
     """US dollars."""
+    variants: Sequence[tuple[str, str]] = ()
+    """Of a training image: more pairs of question and answer that the student learns from it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Example:
     question: str
     sha256: str
     source_id: str
+    variants: tuple[tuple[str, str], ...] = ()
+    """Pairs of question and answer; empty outside train."""
 
 
 @dataclass(frozen=True, order=True)
@@ -80,14 +86,16 @@ class Quarantined:
 def schema(classes: Sequence[str]) -> pa.Schema:
     """Arrow schema; its metadata tell `datasets` that `image` is an Image and `label_id` a ClassLabel of `classes`."""
     kinds = {"teacher_confidence": "float64", "teacher_votes": "int64", "teacher_cost": "float64"}
-    columns = [(field.name, kinds.get(field.name, "string")) for field in fields(Row)]
+    columns = [(field.name, kinds.get(field.name, "string")) for field in fields(Row) if field.name != "variants"]
     columns.insert(1, ("label_id", "int64"))
     features: dict[str, dict[str, object]] = {"image": {"_type": "Image"}}
     features |= {name: {"dtype": kind, "_type": "Value"} for name, kind in columns}
     features["label_id"] = {"names": list(classes), "_type": "ClassLabel"}
+    features["variants"] = {"feature": {name: {"dtype": "string", "_type": "Value"} for name in PAIR}, "_type": "List"}
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pair = pa.struct([(name, pa.string()) for name in PAIR])
     return pa.schema(
-        [("image", image), *((name, pa.type_for_alias(kind)) for name, kind in columns)],
+        [("image", image), *((name, pa.type_for_alias(kind)) for name, kind in columns), ("variants", pa.list_(pair))],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
 
@@ -104,11 +112,13 @@ def write_split(
 
     `images` are the rows' PNGs and `sizes` their bytes, both in the order of `rows`; one row group is held at a time.
     """
+    assert split == "train" or not any(row.variants for row in rows), "only training asks other questions than the shipped one"
     shards = _shards(sizes)
     for number, (start, stop) in enumerate(shards):
         path = folder / _shard_name(split, number, len(shards))
         # Statistics of the image bytes would repeat them; dictionaries pay for all other columns and never for these.
-        names = [name for name in schema(classes).names if name != "image"]
+        names = [name for name in schema(classes).names if name not in ("image", "variants")]
+        names += [f"variants.list.element.{name}" for name in PAIR]
         with pq.ParquetWriter(
             path,
             schema(classes),
@@ -126,6 +136,7 @@ def write_split(
 def _table(rows: Sequence[Row], pngs: list[bytes], classes: Sequence[str]) -> pa.Table:
     ids = {name: index for index, name in enumerate(classes)}
     columns: dict[str, list[object]] = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Row)}
+    columns["variants"] = [[dict(zip(PAIR, pair, strict=True)) for pair in row.variants] for row in rows]
     columns["label_id"] = [ids[row.label] for row in rows]
     columns["image"] = [
         {"bytes": image, "path": f"{row.sha256[:16]}.png"} for row, image in zip(rows, pngs, strict=True)
@@ -146,15 +157,39 @@ def _shards(sizes: Sequence[int]) -> list[tuple[int, int]]:
 
 def read_split(folder: Path, split: str) -> Iterator[Example]:
     """The examples of a split in file order. Raises DataError when its shards are not all there."""
-    columns = ["image", "label", "answer", "question", "sha256", "source_id"]
+    columns = ["image", "label", "answer", "question", "sha256", "source_id", "variants"]
     index = 0
     for path in _shard_paths(folder, split):
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns):
                 for row in batch.to_pylist():
                     image = row.pop("image")
-                    yield Example(index=index, image_png=image["bytes"], **row)
+                    pairs = tuple((pair["question"], pair["answer"]) for pair in row.pop("variants"))
+                    yield Example(index=index, image_png=image["bytes"], variants=pairs, **row)
                     index += 1
+
+
+def read_rows(folder: Path, split: str) -> Iterator[Row]:
+    """All that is known of the images of a split, in file order, but for their pixels. Raises as `read_split` does."""
+    columns = [field.name for field in fields(Row)]
+    for path in _shard_paths(folder, split):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns):
+                for row in batch.to_pylist():
+                    pairs = tuple((pair["question"], pair["answer"]) for pair in row.pop("variants"))
+                    yield Row(variants=pairs, **row)
+
+
+def read_images(folder: Path, split: str, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """(sha256, PNG) of the images of a split that are wanted by their sha256; rows without any of them are not read."""
+    for path in _shard_paths(folder, split):
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                shas = file.read_row_group(group, columns=["sha256"])["sha256"].to_pylist()
+                if not any(sha256 in wanted for sha256 in shas):
+                    continue
+                images = file.read_row_group(group, columns=["image"])["image"].to_pylist()
+                yield from ((sha256, image["bytes"]) for sha256, image in zip(shas, images, strict=True) if sha256 in wanted)
 
 
 def _shard_name(split: str, number: int, total: int) -> str:

@@ -17,10 +17,10 @@ from pocketvlm.artifacts.store import check_key
 from pocketvlm.errors import Corrupt
 
 KINDS = ("datasets", "checkpoints", "models", "ggufs", "reports")
-FORMATS = {"datasets": 2, "checkpoints": 1, "models": 1, "ggufs": 1, "reports": 1}
+FORMATS = {"datasets": 3, "checkpoints": 1, "models": 1, "ggufs": 1, "reports": 1}
 """Version of what the files of a kind look like; a change gives every artifact of the kind a new id.
 
-datasets: 2 since the canvas rounds halves up.
+datasets: 2 since the canvas rounds halves up, 3 since training images may have variants of the question.
 """
 
 

@@ -35,7 +35,12 @@ class Tokenizer(Protocol):
 
 def prompt_text(task: Task) -> str:
     """The bytes of `prompt.txt`."""
-    return f"{START}User:{MEDIA}{task.question}{END}\nAssistant:"
+    return prompt_of(task.question)
+
+
+def prompt_of(question: str) -> str:
+    """The same layout around any question."""
+    return f"{START}User:{MEDIA}{question}{END}\nAssistant:"
 
 
 def answer_text(label: str) -> str:
@@ -50,6 +55,11 @@ class Sample:
     ids: list[int]
     labels: list[int]
 
+    @property
+    def prompt_length(self) -> int:
+        """Ids before the answer."""
+        return sum(label == IGNORE for label in self.labels)
+
 
 class PromptEncoder:
     """Turns prompt, image grid and answer into the ids that the pinned llama.cpp makes of them.
@@ -60,16 +70,24 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: Tokenizer, *, prompt: str, tokens_per_tile: int) -> None:
         """Raises UserError when the prompt has not exactly one marker or the vocabulary lacks a token of the layout."""
-        before, marker, after = prompt.partition(MEDIA)
-        if not marker or MEDIA in after:
-            raise UserError(f"run.task.question: the prompt must hold {MEDIA} exactly once, where the image goes; correct it")
         self.tokenizer = tokenizer
         self.tokens_per_tile = tokens_per_tile
+        self._shipped = prompt
+        self._texts: dict[str, tuple[list[int], list[int]]] = {}
+        """Prompt -> ids before and after its image: thousands of images share a few prompts."""
+        self._around(prompt)
         self._special(START)
-        self._before, self._after = self._ids(before), self._ids(after)
         self._newline, self._blank_line = self._single("\n"), self._single("\n\n")
         self._fake, self._global, self.image_id = self._special(FAKE), self._special(GLOBAL), self._special(IMAGE)
         self.end_id = self._special(END)
+
+    def _around(self, prompt: str) -> tuple[list[int], list[int]]:
+        if prompt not in self._texts:
+            before, marker, after = prompt.partition(MEDIA)
+            if not marker or MEDIA in after:
+                raise UserError(f"run.task.question: the prompt must hold {MEDIA} exactly once, where the image goes; correct it")
+            self._texts[prompt] = self._ids(before), self._ids(after)
+        return self._texts[prompt]
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
@@ -105,17 +123,21 @@ class PromptEncoder:
                 ids.append(self._newline)
         return [*ids, self._blank_line, self._fake, self._global, *pads, self._fake]
 
-    def prompt(self, cut: Grid) -> list[int]:
-        """ids_S of the whole prompt; equals what llama-server counts as prompt tokens."""
-        return [*self._before, *self.image(cut), *self._after]
+    def prompt(self, cut: Grid, text: str | None = None) -> list[int]:
+        """ids_S of the whole prompt; equals what llama-server counts as prompt tokens.
+
+        `text` is another prompt than the shipped one, from `prompt_of`. Raises UserError as the constructor does.
+        """
+        before, after = self._around(self._shipped if text is None else text)
+        return [*before, *self.image(cut), *after]
 
     def answer(self, text: str) -> list[int]:
         """Ids of an answer with its end token."""
         return [*self._ids(text), self.end_id]
 
-    def sample(self, cut: Grid, answer: str) -> Sample:
-        """A training sample; the loss sees the answer and its end token only."""
-        prompt, target = self.prompt(cut), self.answer(answer)
+    def sample(self, cut: Grid, answer: str, text: str | None = None) -> Sample:
+        """A training sample; the loss sees the answer and its end token only. `text` as in `prompt`."""
+        prompt, target = self.prompt(cut, text), self.answer(answer)
         return Sample([*prompt, *target], [IGNORE] * len(prompt) + target)
 
 

@@ -29,12 +29,13 @@ class Bench:
     folder: Path
     labelled: Path
 
-    def run_file(self, *, student: str = "tiny", **trainer: Any) -> Path:
-        """A run file with this trainer block."""
+    def run_file(self, *, student: str = "tiny", task: dict[str, Any] | None = None, **trainer: Any) -> Path:
+        """A run file with this trainer block; `task` has more keys of the task, and makes a dataset of its own."""
         path = self.folder / "run.yaml"
         path.write_text(yaml.safe_dump({"run": {
             "name": "training", "student": {"model": student}, "device": {"canvas_px": 32, "longest_edge_px": 32},
-            "task": {"question": "Which digit?", "classes": [{digit: ""} for digit in DIGITS]},
+            "task": {"question": "Which digit?", "classes": [{digit: f"the digit {digit}"} for digit in DIGITS],
+                     **(task or {})},
             "labeller": {"source": {"kind": "digits", "limit": 60}}, "trainer": {"batch_size": 8, **trainer},
         }}))  # fmt: skip
         return path

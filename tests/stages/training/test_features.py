@@ -23,8 +23,8 @@ def samples(images: int, tiles: int) -> Samples:
     """Images of so many different tiles each."""
     ids_MS = torch.zeros(images, 3, dtype=torch.long)
     tiles_NHWC = torch.randint(0, 256, (images * tiles, 32, 32, 3), generator=torch.manual_seed(0)).to(torch.uint8)
-    return Samples(ids_MS, ids_MS, [3] * images, [[0]] * images, tiles_NHWC, list(range(0, images * tiles + 1, tiles)),
-                   [list(range(tiles))] * images, ["one"] * images)  # fmt: skip
+    return Samples(ids_MS, ids_MS, [3] * images, [1] * images, list(range(images)), tiles_NHWC,
+                   list(range(0, images * tiles + 1, tiles)), [list(range(tiles))] * images, ["one"] * images)  # fmt: skip
 
 
 def test_the_tower_never_sees_all_tiles_of_many_images_at_once(model: Any) -> None:

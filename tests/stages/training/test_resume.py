@@ -158,6 +158,26 @@ def test_losses_between_two_points_of_the_curve_outlive_a_kill(bench: Any) -> No
     assert bench.train(**LONG).bytes == whole.bytes
 
 
+# 40 images, each with the shipped question and two of three more: 120 samples, 7 steps of 18, the last one smaller.
+ASKED: dict[str, Any] = {
+    "task": {
+        "questions": [{"ask": "{classes}?"}, {"ask": "What is it?", "answer": "{description}, so: {label}"}, {"ask": "Well?"}],
+        "questions_per_image": 2,
+    },
+    "phases": [{"train": ["connector", "text"], "epochs": 1, "learning_rate": 1e-3, "rank": 2, "dropout": 0.3}],
+    "batch_size": 18, "micro_batch_size": 6, "checkpoint_every_steps": 2,
+}  # fmt: skip
+
+
+def test_training_with_variants_of_the_question_is_resumed_to_the_same_bytes(bench: Any) -> None:
+    whole = bench.train("whole", **ASKED)
+    assert whole.training.images["train"] == 40 and whole.artifact.facts["pairs"] == 120
+    assert [phase.steps for phase in whole.training.phases] == [7]
+    with pytest.raises(Killed):
+        bench.train(progress=AtStep(5, die), **ASKED)
+    assert bench.train(**ASKED).bytes == whole.bytes
+
+
 def test_checkpoints_are_no_part_of_what_is_made(bench: Any, undisturbed: Any) -> None:
     assert bench.train(**{**TRAINER, "checkpoint_every_steps": None}).bytes == undisturbed.bytes
 

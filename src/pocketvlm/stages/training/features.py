@@ -53,7 +53,7 @@ class Features:
         }
 
     def of(self, model: Any, numbers: Sequence[int]) -> Tensor:
-        """features_FTC of these samples, without gradients: the tower sees few tiles at once.
+        """features_FTC of these samples' images, without gradients: the tower sees few tiles at once.
 
         32 images of 17 tiles each would take it 17 GB.
         """
@@ -65,13 +65,12 @@ class Features:
             return torch.cat([tower(model, self._take(part)) for part in parts])
 
     def encoded(self, numbers: Sequence[int], features_FTC: Tensor) -> list[EncodedImage]:
-        """The samples as scoring takes them."""
-        counts = [self.samples.first[n + 1] - self.samples.first[n] for n in numbers]
-        split = torch.split(features_FTC, counts)
-        return [
-            EncodedImage(self.samples.prompts[n], features_NTC, self.samples.places[n])
-            for n, features_NTC in zip(numbers, split, strict=True)
-        ]
+        """The samples as scoring takes them; features_FTC are what `of` gave for them."""
+        images = self.samples.images_of(numbers)
+        counts = [self.samples.first[image + 1] - self.samples.first[image] for image in images]
+        features = dict(zip(images, torch.split(features_FTC, counts), strict=True))
+        at, places = self.samples.images, self.samples.places
+        return [EncodedImage(self.samples.prompt(n), features[at[n]], places[at[n]]) for n in numbers]
 
     def _take(self, rows: list[int]) -> Tensor:
         return self._rows[torch.tensor(rows, device=self._rows.device)].to(self.device)

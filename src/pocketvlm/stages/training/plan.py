@@ -1,4 +1,4 @@
-"""When a phase logs, validates and checkpoints: steps that depend on the run file and the number of images only."""
+"""When a phase logs, validates and checkpoints: steps that depend on the run file and the number of samples only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Plan:
 
     index: int
     samples: int
-    """Training images."""
+    """Pairs of question and answer that train: one for each image, and its variants."""
     batch_size: int
     micro_batch_size: int
     steps: int

@@ -78,11 +78,11 @@ def train(work: Work) -> Made:
                 resume = None
         finally:
             upload_events(work.recipe, work.scratch / "trackers", work.store)
-    images = {"train": len(run.train), "validation": len(run.validation)}
+    images = {"train": len(run.train.labels), "validation": len(run.validation.labels)}
     write_training(work.folder, Training(precision=precision, images=images, phases=now.finished))
     write_curve(work.folder, now.curve)
     return Made(
-        facts={"precision": precision, "phases": [_fact(record) for record in now.finished]},
+        facts={"precision": precision, "pairs": len(run.train), "phases": [_fact(record) for record in now.finished]},
         measurements={
             "seconds": {"preparing": round(prepared, 3), "training": round(now.seconds, 3)},
             "device": str(device),
@@ -109,8 +109,9 @@ def _prepare(work: Work, device: torch.device, precision: Precision, stop: Stop)
         )  # fmt: skip
 
     train, validation = read("train"), read("validation")
-    work.progress.line(f"{len(train)} images train, {len(validation)} validate, {max(train.lengths)} tokens at most, "
-                       f"{precision} on {device}")  # fmt: skip
+    pairs = f" with {len(train)} pairs of question and answer" if len(train) > len(train.labels) else ""
+    work.progress.line(f"{len(train.labels)} images train{pairs}, {len(validation)} validate, "
+                       f"{max(train.lengths)} tokens at most, {precision} on {device}")  # fmt: skip
     allowed = AllowedAnswers(list(recipe.task.classes), tokenizer.get_vocab(), tokenizer.all_special_ids)
     plans = plan_phases(recipe.trainer, len(train))
     return Run(work, checkpoint, geometry, encoder, allowed, train, validation, plans, device, precision, stop)

@@ -1,6 +1,9 @@
 """A split of the dataset as tensors: every image decoded and cut once, every answer tokenised once.
 
-Shapes: M samples, N different tiles of all samples, S longest sequence, H and W pixels; see student/forward.py.
+A sample is a question to an image and its answer: the shipped one, and in training the image's variants. All samples of an
+image look at the same tiles.
+
+Shapes: M samples, N different tiles of all images, S longest sequence, H and W pixels; see student/forward.py.
 """
 
 from __future__ import annotations
@@ -29,34 +32,46 @@ CHUNK = 128
 
 @dataclass(frozen=True)
 class Samples:
-    """One split, in file order."""
+    """One split: images in file order, the samples of each together, the shipped question first."""
 
     ids_MS: Tensor
     labels_MS: Tensor
     lengths: list[int]
     """Tokens of each sample."""
-    prompts: list[list[int]]
-    """Ids of each sample's prompt, without the answer."""
+    prompt_lengths: list[int]
+    """Of them, those before the answer."""
+    images: list[int]
+    """Number of each sample's image."""
     tiles_NHWC: Tensor
     """uint8; the different tiles of each image, image after image."""
     first: list[int]
-    """Place of each sample's first tile in tiles_NHWC; one more for the end."""
+    """Place of each image's first tile in tiles_NHWC; one more for the end."""
     places: list[list[int]]
-    """For each tile of a sample's layout, its place among the sample's different tiles."""
+    """For each tile of an image's layout, its place among the image's different tiles."""
     labels: list[str]
-    """Class names."""
+    """Class name of each image."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def prompt(self, sample: int) -> list[int]:
+        """Ids of a sample's prompt, without the answer."""
+        ids: list[int] = self.ids_MS[sample, : self.prompt_lengths[sample]].tolist()
+        return ids
+
+    def images_of(self, samples: Sequence[int]) -> list[int]:
+        """The images of some samples in order, each once."""
+        return list(dict.fromkeys(self.images[sample] for sample in samples))
+
     def tile_rows(self, samples: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Rows in tiles_NHWC of the samples' different tiles, and for each tile of their layouts its place in those."""
+        """Rows in tiles_NHWC of the different tiles of `images_of`, and for each tile of the samples' layouts its place there."""
         rows: list[int] = []
-        layout: list[int] = []
-        for sample in samples:
-            layout += [len(rows) + place for place in self.places[sample]]
-            rows += range(self.first[sample], self.first[sample + 1])
-        return rows, layout
+        start: dict[int, int] = {}
+        for image in self.images_of(samples):
+            start[image] = len(rows)
+            rows += range(self.first[image], self.first[image + 1])
+        of_samples = (self.images[sample] for sample in samples)
+        return rows, [start[image] + place for image in of_samples for place in self.places[image]]
 
 
 def read_samples(
@@ -74,33 +89,39 @@ def read_samples(
     Raises DataError for an empty split.
     """
 
-    def prepare(example: Example) -> tuple[pixels.Pixels, list[int], prompt.Sample, list[int], str]:
+    def prepare(example: Example) -> tuple[pixels.Pixels, list[int], list[prompt.Sample]]:
         with Image.open(io.BytesIO(example.image_png)) as image:
             tiles, grid = pixels.tiles(
                 image.convert("RGB"), tile_px=layout.tile_px, longest_edge_px=layout.longest_edge_px
             )
-        kept, places = distinct_tiles(tiles)
-        sample = encoder.sample(grid, prompt.answer_text(example.answer))
-        return kept, places, sample, encoder.prompt(grid), example.label
+        return *distinct_tiles(tiles), list(_encode(example, encoder, grid))
 
     samples: list[prompt.Sample] = []
-    prompts: list[list[int]] = []
-    first, all_places, labels = [0], [], []
+    images: list[int] = []
+    labels: list[str] = []
+    first, all_places = [0], []
     with ThreadPoolExecutor(threads) as pool:
         for chunk in _chunks(read_split(dataset, split)):
-            for tiles_NHWC, places, sample, prompt_ids, label in pool.map(prepare, chunk):
+            for example, (tiles_NHWC, places, own) in zip(chunk, pool.map(prepare, chunk), strict=True):
                 spool.append(torch.from_numpy(tiles_NHWC))
                 first.append(first[-1] + len(tiles_NHWC))
                 all_places.append(places)
-                samples.append(sample)
-                prompts.append(prompt_ids)
-                labels.append(label)
+                images += [len(labels)] * len(own)
+                samples += own
+                labels.append(example.label)
             check()
     if not samples:
         raise DataError(f"the {split} split is empty; give it a larger share in run.labeller.split, or more images")
     ids, targets = prompt.pad(samples, encoder.end_id)
-    return Samples(torch.tensor(ids), torch.tensor(targets), [len(sample.ids) for sample in samples], prompts,
-                   spool.finish(), first, all_places, labels)  # fmt: skip
+    return Samples(torch.tensor(ids), torch.tensor(targets), [len(sample.ids) for sample in samples],
+                   [sample.prompt_length for sample in samples], images, spool.finish(), first, all_places, labels)  # fmt: skip
+
+
+def _encode(example: Example, encoder: prompt.PromptEncoder, grid: pixels.Grid) -> Iterator[prompt.Sample]:
+    """The shipped question with the plain answer, then the variants. Nothing else of a row is ever text of a sample."""
+    yield encoder.sample(grid, prompt.answer_text(example.answer))
+    for question, answer in example.variants:
+        yield encoder.sample(grid, prompt.answer_text(answer), prompt.prompt_of(question))
 
 
 def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:

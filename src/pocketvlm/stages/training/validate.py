@@ -24,6 +24,7 @@ class Validator:
     ) -> None:
         self._features = features
         self._encoder, self._allowed = encoder, allowed
+        assert len(features.samples) == len(features.samples.labels), "validation asks the shipped question only"
         self._right = [list(classes).index(label) for label in features.samples.labels]
         self._tokens = int((features.samples.labels_MS != IGNORE).sum())
 
