@@ -76,3 +76,39 @@ def test_class_that_cannot_fill_every_split_is_named_with_its_count() -> None:
     groups = [[0], [1], [2], [3], [4], [5, 6, 7], [8]]
     with pytest.raises(DataError, match="class water: 4 usable images, 2 of them different"):
         assign_splits(groups, [sha(i) for i in range(9)], labels, CLASSES, Split())
+
+
+def test_groups_of_several_labels_stay_whole_and_classes_are_split_nearly_as_if_they_were_not() -> None:
+    count = 300  # an arrow to the left and its mirror image, an arrow to the right
+    groups = [[index, index + count] for index in range(count)]
+    labels = ["fire"] * count + ["water"] * count
+    split = Split(train=0.7, validation=0.1, test=0.2)
+    splits = assign_splits(groups, [sha(i) for i in range(2 * count)], labels, CLASSES, split)
+    assert all(len({splits[i] for i in group}) == 1 for group in groups)
+    for name in CLASSES:
+        for side in ("train", "validation", "test"):
+            own = sum(label == name and where == side for label, where in zip(labels, splits, strict=True))
+            assert abs(own - getattr(split, side) * count) <= 2
+
+
+def test_class_that_is_only_in_groups_of_other_classes_is_in_every_split() -> None:
+    shas = ["0" * 60 + f"{i:04x}" for i in range(50)] + ["f" * 60 + f"{i:04x}" for i in range(3)]
+    for first in range(44):  # whichever three groups it is in
+        groups = [[index] for index in range(50)]
+        for place in range(3):
+            groups[first + 3 * place].append(50 + place)
+        labels = ["fire"] * 50 + ["water"] * 3
+        splits = assign_splits(groups, shas, labels, CLASSES, Split())
+        assert all(len({splits[i] for i in group}) == 1 for group in groups)
+        assert sorted(splits[50:]) == ["test", "train", "validation"]
+        assert abs(splits[:50].count("train") - 35) <= 2
+
+
+def test_classes_too_entangled_to_fill_every_split_are_named() -> None:
+    # Six classes, each in one group of its own and in two of four others: any two of the four have a class in common,
+    # so that they would need four splits.
+    classes = ["ab", "ac", "ad", "bc", "bd", "cd"]
+    labels = [name for letter in "abcd" for name in classes if letter in name] + classes
+    groups = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], *([index] for index in range(12, 18))]
+    with pytest.raises(DataError, match=r"class .*: no image for (train|validation|test); .*near_copies to false"):
+        assign_splits(groups, [sha(i) for i in range(18)], labels, classes, Split())
