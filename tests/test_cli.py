@@ -17,6 +17,7 @@ HELP = {
     "run": ["RUN", "jobs/digits.yaml", "every stage"],
     "stage": ["RUN", "labeller", "trainer", "merger", "quantiser", "evaluator"],
     "report": ["RUN", "--to", "--open", "HTML"],
+    "review": ["RUN", "--to", "--images", "100", "--label-studio", "tasks.json", "--open", "least certain"],
     "pull": ["NAME", "--version", "--to", "--types", "q8_0", "sha256", "latest"],
     "verify": ["DIR", "sha256", "golden"],
     "conduct": ["PLAN", "--check", "conductor.json", "Jobs", "Kubernetes"],
@@ -97,11 +98,11 @@ def test_a_bad_run_file_gives_two_and_one_line_for_each_problem_on_stderr(
 def test_a_part_that_comes_later_gives_two_and_names_its_keys(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*command.split(), str(ROOT / "jobs" / "elements.yaml")]) == 2
+    assert main([*command.split(), str(ROOT / "jobs" / "mars.yaml")]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "run.labeller.source.kind: coco is not available yet" in shown.err
-    assert "run.labeller.teacher: not available yet" in shown.err
+    assert "run.task.answer: reasoning is not available yet" in shown.err
+    assert "run.task.system: not available yet" in shown.err
 
 
 def test_a_missing_run_file_gives_two(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pocketvlm.environment import Environment, calm_idle_threads, read_environment
-from pocketvlm.errors import GateRefused, PocketVLMError
+from pocketvlm.errors import GateRefused, PocketVLMError, UserError
 from pocketvlm.interrupt import ends_on_sigterm
 from pocketvlm.run_file import RunFile, read_run_file, refuse_not_available
 
@@ -43,10 +43,15 @@ def build_parser() -> argparse.ArgumentParser:
     stage = add("stage", "run one stage; its inputs must be finished")
     stage.add_argument("stage", choices=("labeller", "trainer", "merger", "quantiser", "evaluator"), help="which one")
     report = add("report", "write the report of a finished run as one HTML file")
-    for command in (plan, run, stage, report):
+    review = add("review", "write a page on which a person checks labels in the browser, the least certain first")
+    for command in (plan, run, stage, report, review):
         command.add_argument("run_file", metavar="RUN", type=Path, help="run file, for example jobs/digits.yaml")
     report.add_argument("--to", type=Path, metavar="FILE", help="where; default: .pocketvlm/reports/<run>.html")
     report.add_argument("--open", action="store_true", help="open it in the browser")
+    review.add_argument("--to", type=Path, metavar="FILE", help="where; default: .pocketvlm/reviews/<run>.html")
+    review.add_argument("--images", type=int, default=100, metavar="N", help="how many; default: 100")
+    review.add_argument("--label-studio", type=Path, metavar="DIR", help="instead, tasks.json and labels.xml for Label Studio")
+    review.add_argument("--open", action="store_true", help="open it in the browser")
     pull = add("pull", "fetch a release, checking every sha256; goes on where it stopped")
     pull.add_argument("name", metavar="NAME", help="name of the release")
     pull.add_argument("--version", metavar="V", help="default: the latest")
@@ -101,6 +106,8 @@ def _command(options: argparse.Namespace, environment: Environment) -> int:
         return _run(options.run_file, run_file, environment)
     if options.command == "stage":
         return _stage(options.stage, run_file, environment)
+    if options.command == "review":
+        return _review(options, run_file, environment)
     return _report(options, run_file, environment)
 
 
@@ -135,12 +142,29 @@ def _run(path: Path, run_file: RunFile, environment: Environment) -> int:
 def _report(options: argparse.Namespace, run_file: RunFile, environment: Environment) -> int:
     from pocketvlm.report.files import write_report
 
-    path = write_report(run_file, environment, options.to)
-    print(f"report: {path}")
+    return _written("report", write_report(run_file, environment, options.to), options)
+
+
+def _review(options: argparse.Namespace, run_file: RunFile, environment: Environment) -> int:
+    if options.label_studio is None:
+        from pocketvlm.review.page import write_review
+
+        return _written("review", write_review(run_file, environment, options.to, images=options.images), options)
+    if options.to or options.open:
+        raise UserError("--label-studio writes no page; remove --to and --open")
+    from pocketvlm.review.label_studio import write_label_studio
+
+    folder = write_label_studio(run_file, environment, options.label_studio, images=options.images)
+    print(f"for Label Studio: {folder}/tasks.json to import, {folder}/labels.xml as the labelling interface")
+    return 0
+
+
+def _written(what: str, page: Path, options: argparse.Namespace) -> int:
+    print(f"{what}: {page}")
     if options.open:
         import webbrowser
 
-        webbrowser.open(path.resolve().as_uri())
+        webbrowser.open(page.resolve().as_uri())
     return 0
 
 

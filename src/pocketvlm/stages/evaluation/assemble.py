@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 
+from pocketvlm.intervals import wilson
 from pocketvlm.report.results import Blind, ClassRow, Comparison, Measured, Metrics, PairResult, Prediction, ReliabilityBin
 from pocketvlm.stages.evaluation import metrics, parity
 from pocketvlm.stages.evaluation.answers import Answers, PairRun
@@ -61,7 +62,7 @@ def _measured(
     right = [answer == label for answer, label in zip(answers, labels, strict=True)]
     counts = metrics.confusion(labels, answers, len(classes))
     scores = metrics.per_class(counts)
-    low, high = metrics.wilson(sum(right), len(right))
+    low, high = wilson(sum(right), len(right))
     rows = [
         ClassRow(name=name, support=score.support, precision=round(score.precision, DIGITS),
                  recall=round(score.recall, DIGITS), f1=round(score.f1, DIGITS))
