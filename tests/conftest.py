@@ -42,6 +42,10 @@ from pocketvlm.stages.stage import STAGES
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).parents[1]
+# Servers and run files for the tests of several rooms, some of which are scripts too.
+sys.path[:0] = [str(ROOT / "tests" / "teacher"), str(ROOT / "tests" / "sources"), str(ROOT / "tests" / "fixtures")]
+from runs import SMALL, job  # noqa: E402
+
 StoreFactory = Callable[..., Store]
 
 
@@ -314,30 +318,12 @@ class Place:
         return metrics
 
 
-def place(folder: Path, **changes: Any) -> Place:
-    """A place with jobs/digits.yaml; `changes` replace keys by dotted path below `run` (`__` for `.`)."""
-    content = yaml.safe_load((ROOT / "jobs" / "digits.yaml").read_text())
-    for path, value in changes.items():
-        *parents, last = path.split("__")
-        block = content["run"]
-        for key in parents:
-            block = block.setdefault(key, {})
-        block[last] = value
+def place(folder: Path, *changes: dict[str, Any], name: str = "digits") -> Place:
+    """A place with jobs/<name>.yaml, its `run:` block changed."""
     folder.mkdir(parents=True, exist_ok=True)
     run_file = folder / "run.yaml"
-    run_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    run_file.write_text(yaml.safe_dump(job(name, *changes), sort_keys=False))
     return Place(folder, run_file)
-
-
-SMALL: dict[str, Any] = {
-    "labeller__source": {"kind": "digits", "side_px": 32, "limit": 160},
-    "trainer__phases": [{"method": "full", "train": ["vision", "connector", "text"], "epochs": 2, "learning_rate": 0.002}],
-    "quantiser__types": ["q8_0"],
-    "evaluator": {"parity_images": 4, "golden_images": 2, "gates": {
-        "min_accuracy": 0.0, "max_drop": 1.0, "min_agreement": 0.0, "max_blind_accuracy": 1.0, "min_sight": None,
-        "max_parity_nats": 1.0}},
-}  # fmt: skip
-"""A run of seconds: what it learns does not matter, only that every stage runs."""
 
 
 @pytest.fixture(scope="session")
@@ -359,7 +345,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory, built: None) -> Place:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, built: None) -> Place:
     """The small run, undisturbed, stage by stage; `seconds.json` says how long each took here and now."""
-    there = place(tmp_path_factory.mktemp("small"), **SMALL)
+    there = place(tmp_path_factory.mktemp("small"), SMALL)
     seconds = {}
     for stage in STAGES:
         clock = time.monotonic()

@@ -45,6 +45,20 @@ def test_plan_names_images_tokens_steps_and_sizes_of_every_stage(environment: En
     assert "; pixels and tokens exactly as on the phone" in text
 
 
+def test_plan_counts_every_pair_of_question_and_answer_as_a_sample(environment: Environment) -> None:
+    questions = [{"ask": "So?"}, {"ask": "And?", "answer": "It is {label}, I am quite sure of that, and of nothing else at all."},
+                 {"ask": "Well?"}]  # fmt: skip
+    phases = [{"method": "full", "train": ["text"], "epochs": 2}]
+    plain = plan(digits(trainer__phases=phases, trainer__batch_size=16), environment)
+    assert "pairs of question" not in plain
+    # 1,258 of 1,797 images train.
+    assert "2 epochs = 158 steps of 16" in plain
+    asked = plan(digits(trainer__phases=phases, trainer__batch_size=16, task__questions=questions, task__questions_per_image=2),
+                 environment)  # fmt: skip
+    assert "3774 pairs of question and answer: with each image the shipped question, and 2 of 3 more" in asked
+    assert "2 epochs = 472 steps of 16" in asked
+
+
 def test_a_plan_makes_nothing(environment: Environment) -> None:
     plan(digits(), environment)
     assert not [path for path in Path(environment.store).rglob("*") if path.is_file() and ".pending" not in path.parts]
@@ -58,6 +72,14 @@ def test_a_plan_makes_nothing(environment: Environment) -> None:
         ({"device__max_new_tokens": 1}, r"run.device.max_new_tokens: 1 is too small for the answer .* set at least \d"),
         ({"task__classes": dict.fromkeys(["no", "none", *"abcdefgh"], "")}, r"run.task.classes: 'no' is the beginning of 'none'"),
         ({"task__question": "why? " * 2000}, r"run.device.longest_edge_px: prompt and answer take \d+ tokens .* 2048 positions"),
+        (
+            {"task__questions": [{"ask": "So?"}, {"ask": "why? " * 2000, "answer": "{label}"}]},
+            r"run.task.questions\[1\]: image, question and answer for '\w+' take \d+ tokens and the student has 2048 positions",
+        ),
+        (
+            {"task__questions": [{"ask": "So?", "answer": "{label}" + " why?" * 2000}]},
+            r"run.task.questions\[0\]: image, question and answer for '\w+' take \d+ tokens",
+        ),
         (
             {"trainer__phases": [{"method": "lora", "train": ["text"], "targets": {"text": ["q_prj"]}}]},
             r"run.trainer.phases\[0\].targets.text: the text part has no linear layer 'q_prj'; it has .*q_proj",
@@ -113,5 +135,5 @@ def test_a_folder_without_a_checkpoint_is_refused(environment: Environment) -> N
 
 
 def test_parts_that_come_later_are_named_not_ignored(environment: Environment) -> None:
-    with pytest.raises(NotAvailableYet, match=r"run.labeller.teacher: not available yet"):
-        check(digits(labeller__teacher={"model": "gpt-4o"}), environment)
+    with pytest.raises(NotAvailableYet, match=r"run.task.system: not available yet"):
+        check(digits(task__system="You are a clerk."), environment)

@@ -19,14 +19,15 @@ from pocketvlm.artifacts.run_record import run_id
 from pocketvlm.artifacts.store import Store
 from pocketvlm.environment import Environment
 from pocketvlm.errors import RunFileError
+from pocketvlm.forecast import forecast
 from pocketvlm.llamacpp.sizes import estimate_mb, unfit
 from pocketvlm.run_file import Recipe, RunFile, refuse_not_available
-from pocketvlm.sources.open import open_source
 from pocketvlm.stages.stage import STAGES, load_stage, stage_id
 from pocketvlm.student import base, pixels
 from pocketvlm.student.families import PARTS, Geometry, lora_targets, read_geometry
 from pocketvlm.student.grammar import prefix_clashes
-from pocketvlm.student.prompt import MAX_GRID_SIDE, PromptEncoder, answer_text, prompt_text
+from pocketvlm.student.prompt import MAX_GRID_SIDE, PromptEncoder, answer_text, prompt_of, prompt_text
+from pocketvlm.student.variants import every_variant, variants_per_image
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def check(run_file: RunFile, environment: Environment) -> StudentFacts:
     """Refuses what cannot work. Raises NotAvailableYet, RunFileError and UserError; returns what it learnt."""
     recipe = run_file.run
     refuse_not_available(recipe)
-    open_source(recipe.labeller.source, run_file.folder, list(recipe.task.classes))
+    load_stage("labeller").settings(recipe, run_file.folder)
     with tempfile.TemporaryDirectory() as scratch:
         facts = _student_facts(recipe, run_file.folder, Path(scratch), environment)
     if problems := list(_problems(recipe, facts)):
@@ -63,14 +64,15 @@ def plan(run_file: RunFile, environment: Environment) -> str:
     recipe = run_file.run
     store = open_store(environment)
     found = _found(run_file, store)
-    images = _images(run_file, found["labeller"])
+    ahead = forecast(recipe, run_file.folder)
+    images = _images(run_file, found["labeller"], ahead.images)
     lines = [f"run {run_id(recipe)}  ->  release {recipe.name} in {store.url}", ""]
     texts = {
-        "labeller": _labeller(recipe, images),
-        "trainer": _trainer(recipe, facts, images["train"]),
+        "labeller": _labeller(recipe, images, [] if found["labeller"] else ahead.lines),
+        "trainer": _trainer(recipe, facts, images["train"] if images else None),
         "merger": [f"{len(facts.shapes)} tensors, {2 * facts.parameters() / 1e6:.1f} MB as bf16"],
         "quantiser": _quantiser(recipe, facts),
-        "evaluator": _evaluator(recipe, images["test"]),
+        "evaluator": _evaluator(recipe, images["test"] if images else None),
     }
     for stage in STAGES:
         artifact = found[stage]
@@ -111,10 +113,24 @@ def _problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
         if tokens > facts.positions:
             yield (f"run.device.longest_edge_px: prompt and answer take {tokens} tokens and the student has "
                    f"{facts.positions} positions; set a smaller budget or shorten run.task.question")  # fmt: skip
+        yield from _variant_problems(recipe, facts)
     for kind in recipe.quantiser.types:
         if odd := unfit(_text_shapes(facts).values(), kind):
             yield f"run.quantiser.types: {odd} matrices have rows that are no multiple of 32, which {kind} needs; use f16"
     yield from _target_problems(recipe, facts)
+
+
+def _variant_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
+    """A variant must fit the student, with the label that makes it longest; what the phone may generate does not concern it."""
+    cut = _largest_grid(recipe, facts.geometry)
+    for place in range(len(recipe.task.questions)):
+        tokens, label = max(
+            (len(facts.encoder.sample(cut, answer_text(answer), prompt_of(question)).ids), label)
+            for label, question, answer in every_variant(recipe.task, place)
+        )
+        if tokens > facts.positions:
+            yield (f"run.task.questions[{place}]: image, question and answer for {label!r} take {tokens} tokens and the student "
+                   f"has {facts.positions} positions; shorten it, or set a smaller run.device.longest_edge_px")  # fmt: skip
 
 
 def _target_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
@@ -148,24 +164,23 @@ def _found(run_file: RunFile, store: Store) -> dict[str, Artifact | None]:
     return found
 
 
-def _images(run_file: RunFile, dataset: Artifact | None) -> dict[str, int]:
-    """Images by split: counted where the dataset is there, else the source's number by the split's shares."""
+def _images(run_file: RunFile, dataset: Artifact | None, expected: int | None) -> dict[str, int] | None:
+    """Images by split: counted where the dataset is there, else those expected by the split's shares; None: nobody knows yet."""
     if dataset:
         return {split: sum(dataset.facts["counts"][split].values()) for split in SPLITS}
-    total = len(open_source(run_file.run.labeller.source, run_file.folder, list(run_file.run.task.classes)))
     split = run_file.run.labeller.split
-    return {name: round(total * getattr(split, name)) for name in SPLITS}
+    return None if expected is None else {name: round(expected * getattr(split, name)) for name in SPLITS}
 
 
-def _labeller(recipe: Recipe, images: dict[str, int]) -> list[str]:
+def _labeller(recipe: Recipe, images: dict[str, int] | None, lines: list[str]) -> list[str]:
     canvas = f"letterboxed to {recipe.device.canvas_px} px" if recipe.device.canvas_px else "as they are"
+    if images is None:
+        return [f"images of source {recipe.labeller.source.kind}, {canvas}; how many is known when they are there", *lines]
     shares = ", ".join(f"{count} {split}" for split, count in images.items())
-    return [
-        f"{sum(images.values())} images of source {recipe.labeller.source.kind}, {canvas}: {shares}; no teacher, no cost"
-    ]
+    return [f"{sum(images.values())} images of source {recipe.labeller.source.kind}, {canvas}: {shares}", *lines]
 
 
-def _trainer(recipe: Recipe, facts: StudentFacts, train_images: int) -> list[str]:
+def _trainer(recipe: Recipe, facts: StudentFacts, train_images: int | None) -> list[str]:
     cut = _largest_grid(recipe, facts.geometry)
     visual = cut.tiles * facts.geometry.tokens_per_tile
     prompt = len(facts.encoder.prompt(cut))
@@ -175,16 +190,22 @@ def _trainer(recipe: Recipe, facts: StudentFacts, train_images: int) -> list[str
         f"{family.name}, {facts.parameters() / 1e6:.2f} M parameters, {recipe.student.model}; {exact}",
         f"{visual} visual tokens an image ({cut.rows}x{cut.cols} tiles and the overview), {prompt} tokens a prompt",
     ]
-    steps = math.ceil(train_images / recipe.trainer.batch_size)
+    more = variants_per_image(recipe.task)
+    pairs = train_images and train_images * (1 + more)
+    if more:
+        counted = "pairs" if pairs is None else f"{pairs} pairs"
+        lines.append(f"{counted} of question and answer: with each image the shipped question, and {more} of "
+                     f"{len(recipe.task.questions)} more")  # fmt: skip
+    steps = pairs and math.ceil(pairs / recipe.trainer.batch_size)
     for i, phase in enumerate(recipe.trainer.phases, start=1):
-        total = math.ceil(steps * phase.epochs)
+        total = "in steps" if steps is None else f"= {math.ceil(steps * phase.epochs)} steps"
         tuned = (
             f"{facts.parameters(tuple(phase.train)) / 1e6:.2f} M"
             if phase.method == "full"
             else f"LoRA of rank {phase.rank} on"
         )
         cached = "" if "vision" in phase.train else ", vision features computed once"
-        lines.append(f"phase {i}: {phase.method}, {tuned} {' + '.join(phase.train)}, {phase.epochs:g} epochs = {total} steps of "
+        lines.append(f"phase {i}: {phase.method}, {tuned} {' + '.join(phase.train)}, {phase.epochs:g} epochs {total} of "
                      f"{recipe.trainer.batch_size} at {phase.learning_rate:g}{cached}")  # fmt: skip
     return lines
 
@@ -197,8 +218,8 @@ def _quantiser(recipe: Recipe, facts: StudentFacts) -> list[str]:
     return [f"text: about {sizes} (MB = 10^6 bytes); mmproj: {recipe.quantiser.mmproj}, about {vision:.1f} MB"]
 
 
-def _evaluator(recipe: Recipe, test_images: int) -> list[str]:
-    images = min(test_images, recipe.evaluator.max_images or test_images)
+def _evaluator(recipe: Recipe, test_images: int | None) -> list[str]:
+    images = "all" if test_images is None else min(test_images, recipe.evaluator.max_images or test_images)
     gates = ", ".join(
         f"{name} {value:g}" for name, value in recipe.evaluator.gates.model_dump().items() if value is not None
     )

@@ -10,17 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import SMALL
 
 from pocketvlm.stages.stage import STAGES
 
-from ..conftest import SMALL, Place, place
+from ..conftest import Place, place
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(1500)]
 MOMENTS = 5
 
 
 def test_killed_in_every_stage_five_times_the_run_ends_with_the_same_bytes(small: Place, tmp_path: Path) -> None:
-    there = place(tmp_path / "killed", **SMALL)
+    there = place(tmp_path / "killed", SMALL)
     killed = dict.fromkeys(STAGES, 0)
     seconds: dict[str, float] = json.loads((small.folder / "seconds.json").read_text())
     for stage in STAGES:

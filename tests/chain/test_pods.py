@@ -13,12 +13,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from runs import SMALL
 
 from pocketvlm.artifacts.run_record import run_id
 from pocketvlm.run_file import read_run_file
 from pocketvlm.stages.stage import STAGES
 
-from ..conftest import SMALL, Place, place
+from ..conftest import Place, place
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(1500)]
 ALWAYS = ("pocketvlm_stage_done_units", "pocketvlm_stage_total_units")
@@ -33,7 +34,7 @@ PROGRAMS = {"quantiser": ("convert_runner", "llama-quantize"), "evaluator": ("ll
 
 def without(small: Place, folder: Path, *prefixes: str) -> Place:
     """A copy of the small run that has not made what lies below `prefixes` yet."""
-    there = place(folder, **SMALL)
+    there = place(folder, SMALL)
     shutil.copytree(small.folder / "store", folder / "store")
     for prefix in prefixes:
         there.store.delete(prefix)
@@ -91,7 +92,7 @@ def wait_for_a_program(process: subprocess.Popen[str], stage: str) -> None:
 
 
 def test_every_stage_obeys_sigterm_leaves_no_program_behind_and_ends_with_the_same_bytes(small: Place, tmp_path: Path) -> None:
-    there = place(tmp_path / "stopped", **SMALL)
+    there = place(tmp_path / "stopped", SMALL)
     seconds: dict[str, float] = json.loads((small.folder / "seconds.json").read_text())
     for stage in STAGES:
         process = there.start("stage", stage, str(there.run_file))

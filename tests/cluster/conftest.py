@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import pytest
 import yaml
 from pydantic import SecretStr
+from runs import SMALL, merged
 
 from pocketvlm.artifacts.artifact import Artifact, find
 from pocketvlm.artifacts.run_record import read_record, run_id
@@ -49,28 +50,7 @@ OBJECT_STORE: dict[str, Any] = {
         "image": {"repository": f"{REGISTRY}/minio", "tag": "dev", "digest": ""}, "persistence": {"size": "5Gi"},
     },
 }  # fmt: skip
-SMALL: dict[str, Any] = {
-    "labeller": {"source": {"kind": "digits", "side_px": 32, "limit": 160}},
-    "trainer": {"phases": [{"method": "full", "train": ["vision", "connector", "text"], "epochs": 2, "learning_rate": 0.002}]},
-    "quantiser": {"types": ["q8_0"]},
-    "evaluator": {"parity_images": 4, "golden_images": 2, "gates": {
-        "min_accuracy": 0.0, "max_drop": 1.0, "min_agreement": 0.0, "max_blind_accuracy": 1.0, "min_sight": None,
-        "max_parity_nats": 1.0}},
-}  # fmt: skip
-"""Keys of `run:` for a run of seconds: what it learns does not matter."""
-
-
 FIGURES: dict[str, Any] = {}
-
-
-def merged(*values: dict[str, Any]) -> dict[str, Any]:
-    """As Helm merges: mappings key by key, everything else replaced."""
-    result: dict[str, Any] = {}
-    for value in values:
-        for key, item in value.items():
-            both = isinstance(item, dict) and isinstance(result.get(key), dict)
-            result[key] = merged(result[key], item) if both else item
-    return result
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from runs import SMALL, merged
 
 from pocketvlm.artifacts.artifact import Artifact, find
 from pocketvlm.artifacts.folder import FolderStore
@@ -19,7 +20,7 @@ from pocketvlm.artifacts.run_record import read_record, run_id
 from pocketvlm.run_file import read_run_file
 from pocketvlm.stages.stage import STAGES
 
-from .conftest import CHART, ROOT, SMALL, Namespace, Release, merged, stored_at, wait_for
+from .conftest import CHART, ROOT, Namespace, Release, stored_at, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import SMALL
 
 from pocketvlm.artifacts.pull import pull
 from pocketvlm.report.results import Metrics
 from pocketvlm.stages.stage import STAGES
 
-from .conftest import OBJECT_STORE, SMALL, Namespace, Release, moment, stored_at
+from .conftest import OBJECT_STORE, Namespace, Release, moment, stored_at
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 

@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from runs import SMALL
 
 from pocketvlm.artifacts.run_record import run_id
 from pocketvlm.stages.stage import STAGES
 
-from .conftest import SMALL, Namespace, Release, stored_at
+from .conftest import Namespace, Release, stored_at
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 

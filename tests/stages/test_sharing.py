@@ -25,12 +25,13 @@ from pocketvlm.errors import DataError, UserError
 from pocketvlm.local import run
 from pocketvlm.progress import Progress
 from pocketvlm.run_file import RunFile, check_run_file, read_run_file
-from pocketvlm.stages.labeller import PIECE_RECORDS
+from pocketvlm.sources.folder import Folder
 from pocketvlm.stages.sharing import dealt
 from pocketvlm.stages.stage import run_stage
 
 CLASSES = ["fire", "water"]
 ALONE = Shard()
+PIECE_RECORDS = Folder.PIECE_RECORDS
 IMAGES = 4 * PIECE_RECORDS - 30
 RECIPE = """\
 run:

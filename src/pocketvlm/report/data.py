@@ -77,6 +77,8 @@ class ReportData:
     """Of the source."""
     quarantine: list[Refused] = field(default_factory=list)
     near_copy_groups: int = 0
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """Facts of the dataset about teachers and corrections: stages/labelling/tally.py."""
     curve: list[CurvePoint] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
     """One line for each phase of training."""

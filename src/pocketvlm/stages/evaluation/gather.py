@@ -22,6 +22,9 @@ from pocketvlm.student.base import is_hub_id
 from pocketvlm.student.grammar import grammar_text
 from pocketvlm.student.prompt import prompt_text
 
+LABEL_FACTS = ("teachers", "agreement", "second_opinion", "corrections")
+"""What the labeller says of how its labels came about."""
+
 
 def gather(work: Work, report: Artifact, metrics: Metrics, gates: list[GateResult]) -> ReportData:
     """Reads small files only: metrics, predictions, pictures, audit, curve, quarantine."""
@@ -43,6 +46,7 @@ def gather(work: Work, report: Artifact, metrics: Metrics, gates: list[GateResul
         counts={split: counts[split] for split in SPLITS if split in (counts := dataset.facts.get("counts", {}))},
         images_total=dataset.facts.get("images_total", 0),
         near_copy_groups=dataset.facts.get("near_copy_groups", 0),
+        labels={name: dataset.facts[name] for name in LABEL_FACTS if name in dataset.facts},
         quarantine=_quarantine(dataset),
         curve=_curve(work.inputs["trainer"]),
         phases=_phases(work.inputs["trainer"], recipe),

@@ -1,13 +1,16 @@
 """Prepared images on disk: written as pieces of a share, read back in the order of the source.
 
 A piece is `rows.jsonl`, one line for each record, used or refused; `images.bin`, the PNGs one after the other; and
-`looks.bin`, one look of fixed size for each image. Equal records give equal bytes.
+`looks.bin`, one look of fixed size for each image. Where there are teachers, `answers.jsonl` has one line for each image, a
+list of outcomes for each teacher. Equal records and answers give equal bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +23,9 @@ from pocketvlm.artifacts.dataset import Quarantined
 from pocketvlm.sources.record import Record
 from pocketvlm.stages.labelling.copies import SIDE_PX
 from pocketvlm.stages.labelling.prepared import Prepared
+from pocketvlm.teacher.answers import Outcome, Panel
 
-ROWS, IMAGES, LOOKS = "rows.jsonl", "images.bin", "looks.bin"
+ROWS, IMAGES, LOOKS, ANSWERS = "rows.jsonl", "images.bin", "looks.bin", "answers.jsonl"
 LOOK_BYTES = SIDE_PX * SIDE_PX * 3
 
 
@@ -70,20 +74,41 @@ class Kept:
     """The file that holds its PNG, from `start`, `png_bytes` long."""
     start: int
     png_bytes: int
+    answers: Panel = ()
+    """Of each teacher."""
+
+
+def write_answers(folder: Path, panels: Iterable[Panel]) -> None:
+    """Adds what the teachers said of each image of a piece, in the order of its images."""
+    with (folder / ANSWERS).open("w", newline="\n") as lines:
+        for panel in panels:
+            plain = [[outcome.model_dump(mode="json") for outcome in own] for own in panel]
+            lines.write(json.dumps(plain, sort_keys=True) + "\n")
+
+
+def _read_answers(folder: Path) -> Generator[Panel, None, None]:
+    """As `write_answers` was told; without end and empty where nobody was asked."""
+    path = folder / ANSWERS
+    if not path.exists():
+        yield from itertools.repeat(())
+        return
+    with path.open() as lines:
+        for line in lines:
+            yield [[Outcome.model_validate(outcome) for outcome in own] for own in json.loads(line)]
 
 
 def read_share(folders: Sequence[Path]) -> Iterator[Kept | Quarantined]:
     """The rows of a share's pieces, in order."""
     for folder in folders:
-        start = 0
-        with (folder / ROWS).open() as rows, (folder / LOOKS).open("rb") as looks:
+        start, answers = 0, _read_answers(folder)
+        with (folder / ROWS).open() as rows, (folder / LOOKS).open("rb") as looks, contextlib.closing(answers):
             for row in map(json.loads, rows):
                 if "refused" in row:
                     yield Quarantined(**row["refused"])
                     continue
                 yield Kept(
                     Record(**row["record"]), row["sha256"], row["phash"], tuple(row["size_px"]), looks.read(LOOK_BYTES),
-                    folder / IMAGES, start, row["png_bytes"],
+                    folder / IMAGES, start, row["png_bytes"], next(answers),
                 )  # fmt: skip
                 start += row["png_bytes"]
 

@@ -20,6 +20,10 @@ LARGE_PIXELS = 16_000_000
 peaked at 1.2 GB on images of 49 megapixels, one at 0.76 GB, and a stage must do with 1 GB."""
 
 
+JPEG_QUALITY = 90
+"""Of what teachers see; part of the key of their answers, since those follow the bytes."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A usable image. The record's own bytes are gone."""
@@ -30,15 +34,14 @@ class Prepared:
     png: bytes
     """RGB, on the canvas."""
     look: Look
+    jpegs: tuple[bytes, ...] = ()
+    """What each teacher sees."""
 
 
 def prepare(record: Record, recipe: Recipe, large: Executor) -> Prepared | Problem:
     """Decodes a record and puts it on the canvas, or says why not; `large` has one thread, for large images."""
     if record.data is None:
         return record.problem or Problem("missing_file", "the source gave no bytes")
-    threshold = recipe.labeller.min_confidence
-    if threshold is not None and record.confidence is not None and record.confidence < threshold:
-        return Problem("low_confidence", f"{record.confidence:g} is below min_confidence {threshold:g}")
     size = measure(record.data, recipe.labeller.max_pixels)
     if isinstance(size, Problem):
         return size
@@ -54,15 +57,29 @@ def prepare(record: Record, recipe: Recipe, large: Executor) -> Prepared | Probl
     return Prepared(replace(record, data=None), hashlib.sha256(record.data).hexdigest(), *made)
 
 
-def _on_canvas(data: bytes, recipe: Recipe) -> tuple[bytes, Look] | Problem:
+def _on_canvas(data: bytes, recipe: Recipe) -> tuple[bytes, Look, tuple[bytes, ...]] | Problem:
     image = decode(data, recipe.labeller.max_pixels)
     if isinstance(image, Problem):
         return image
-    canvas_px = recipe.device.canvas_px
-    return _png(image if canvas_px is None else letterbox(image, canvas_px)), look(image)
+    canvas_px, labeller = recipe.device.canvas_px, recipe.labeller
+    teachers = [teacher for teacher in (labeller.teacher, labeller.second_teacher) if teacher is not None]
+    jpeg_of = {px: _jpeg(image, px) for px in {teacher.image_px for teacher in teachers}}
+    png = _png(image if canvas_px is None else letterbox(image, canvas_px))
+    return png, look(image), tuple(jpeg_of[teacher.image_px] for teacher in teachers)
 
 
 def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")  # of the pixels alone: no EXIF, place or profile of the original
+    return out.getvalue()
+
+
+def _jpeg(image: Image.Image, longest_px: int) -> bytes:
+    """At most `longest_px` on the longer side, at a quality that hides nothing from the teacher: 4:4:4, 90."""
+    scale = longest_px / max(image.size)
+    if scale < 1:
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return out.getvalue()

@@ -1,0 +1,115 @@
+"""From the images that are kept to the rows of the dataset: copies together, classes in balance, splits, Parquet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from pocketvlm.artifacts.dataset import SPLITS, Quarantined, Row, write_split
+from pocketvlm.errors import DataError
+from pocketvlm.run_file import Recipe
+from pocketvlm.stages.labelling.copies import group_copies
+from pocketvlm.stages.labelling.gathering import Gathering
+from pocketvlm.stages.labelling.split import assign_splits, order_key
+from pocketvlm.stages.stage import Work
+from pocketvlm.student.variants import variants
+
+
+def sort_out(gathering: Gathering, recipe: Recipe) -> tuple[list[list[int]], list[Quarantined]]:
+    """Groups of copies that are used; and for quarantine: contradicting labels, repeated files, and what is too many."""
+    spool, repeats = gathering.spool, gathering.repeats
+    records = [[record, *repeats.get(index, [])] for index, record in enumerate(spool.records)]
+    labels = [sorted({record.label for record in same}) for same in records]
+    groups = [[index] for index in range(len(spool))]
+    contradicts: dict[int, int] = {}
+    if recipe.labeller.near_copies and len(spool):
+        # One file under two labels has a label of its own, which no copy can agree with.
+        codes = {label: code for code, label in enumerate(sorted({label for own in labels for label in own}))}
+        labels_N = np.array([codes[own[0]] if len(own) == 1 else -1 - index for index, own in enumerate(labels)])
+        copies = group_copies(*spool.looks(), labels_N)
+        groups, contradicts = copies.groups, copies.contradicts
+    refused = []
+    for index, (first, *again) in enumerate(records):
+        if len(labels[index]) > 1:
+            detail = f"{len(again) + 1} files of the same bytes are labelled {', '.join(labels[index])}"
+            refused += [Quarantined(record.source_id, "contradicting_labels", detail) for record in (first, *again)]
+        elif index in contradicts:
+            other = contradicts[index]
+            detail = f"its copy {spool.records[other].source_id} is labelled {', '.join(labels[other])}"
+            refused += [Quarantined(record.source_id, "contradicting_labels", detail) for record in (first, *again)]
+        else:
+            detail = f"same bytes as {first.source_id}"
+            refused += [Quarantined(record.source_id, "duplicate", detail) for record in again]
+    sound = [index for index in range(len(spool)) if len(labels[index]) == 1 and index not in contradicts]
+    kept, too_many = _balanced(gathering, sound, recipe)
+    chosen = set(kept)
+    groups = [[index for index in group if index in chosen] for group in groups]
+    return [group for group in groups if group], [*refused, *too_many]
+
+
+def _balanced(gathering: Gathering, sound: Sequence[int], recipe: Recipe) -> tuple[list[int], list[Quarantined]]:
+    """The first images of each class, at most `balance` times as many as the smallest class has, and those beyond."""
+    labels = [record.label for record in gathering.spool.records]
+    balance = recipe.labeller.balance
+    counts = Counter(dict.fromkeys(recipe.task.classes, 0) | Counter(labels[index] for index in sound))
+    most = None if balance is None else int(balance * min(counts.values()))
+    kept, too_many = [], []
+    seen: Counter[str] = Counter()
+    for index in sound:
+        seen[labels[index]] += 1
+        if most is not None and seen[labels[index]] > most:
+            smallest = min(counts, key=lambda name: counts[name])
+            detail = f"{labels[index]} has {most} images, balance {balance:g} times the {counts[smallest]} of {smallest}"
+            too_many.append(Quarantined(gathering.spool.records[index].source_id, "unbalanced", detail))
+        else:
+            kept.append(index)
+    return kept, too_many
+
+
+def write_rows(gathering: Gathering, groups: list[list[int]], work: Work) -> dict[str, dict[str, int]]:
+    """Writes the splits, in the order of their keys, so that no reader meets the classes one after the other.
+
+    Returns images by split and class. Raises DataError when a class cannot fill every split.
+    """
+    spool, recipe, classes = gathering.spool, work.recipe, list(work.recipe.task.classes)
+    labels = [record.label for record in spool.records]
+    try:
+        splits = assign_splits(groups, spool.shas, labels, classes, recipe.labeller.split)
+    except DataError as error:
+        counts = dict(sorted(Counter(item.reason for item in gathering.quarantine).items()))
+        raise DataError(f"{error}; in quarantine: {counts or 'nothing'}") from error
+    counts_by_split = {}
+    for split in SPLITS:
+        chosen = [index for index in range(len(spool)) if splits[index] == split]
+        chosen.sort(key=lambda index: order_key(recipe.labeller.split.seed, spool.shas[index]))
+        rows = [_row(gathering, index, split, recipe) for index in chosen]
+        sizes = [spool.png_sizes[index] for index in chosen]
+        write_split(work.folder, split, rows, sizes, map(spool.png, chosen), classes)
+        counts_by_split[split] = {name: sum(row.label == name for row in rows) for name in classes}
+    return counts_by_split
+
+
+def _row(gathering: Gathering, index: int, split: str, recipe: Recipe) -> Row:
+    spool, verdict = gathering.spool, gathering.verdicts[index]
+    record, sha256 = spool.records[index], spool.shas[index]
+    return Row(
+        label=record.label,
+        answer=record.label,
+        question=recipe.task.question,
+        variants=variants(recipe.task, sha256, record.label) if split == "train" else [],
+        sha256=sha256,
+        phash=f"{spool.hashes[index]:016x}",
+        source=recipe.labeller.source.kind,
+        source_id=record.source_id,
+        url=record.url,
+        author=record.author,
+        licence=record.licence,
+        teacher_model=verdict.model,
+        teacher_reason=verdict.reason,
+        teacher_confidence=verdict.confidence,
+        teacher_votes=verdict.votes,
+        teacher_request_id=verdict.request_id,
+        teacher_cost=verdict.cost_usd,
+    )

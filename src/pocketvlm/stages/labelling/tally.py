@@ -1,0 +1,95 @@
+"""What the teachers said of all images together: for the report, and for the price of a label."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from pocketvlm.artifacts.corrections import accuracy_of
+from pocketvlm.run_file import Labeller, Teacher
+from pocketvlm.stages.labelling.pieces import Kept
+from pocketvlm.stages.labelling.verdict import Verdict
+from pocketvlm.teacher.answers import Outcome
+from pocketvlm.teacher.budget import cost_usd
+
+
+class _Sheet:
+    """One teacher's sums. Equal images were paid for once and count once."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self._seen: set[tuple[str, int]] = set()
+        self._kinds: Counter[str] = Counter()
+        self._models: set[str] = set()
+        self._sums: Counter[str] = Counter()
+        self.usd: float | None = None if teacher.price is None else 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        if (outcome.image, outcome.vote) in self._seen:
+            return
+        self._seen.add((outcome.image, outcome.vote))
+        self._kinds[outcome.kind] += 1
+        self._models.add(outcome.model)
+        self._sums.update(
+            calls=outcome.calls, input_tokens=outcome.usage.input_tokens, output_tokens=outcome.usage.output_tokens
+        )
+        if self.usd is not None and self._teacher.price is not None:
+            self.usd += cost_usd(outcome.usage, self._teacher.price)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "model": self._teacher.model, "models_returned": sorted(self._models - {""}), "votes": self._teacher.votes,
+            "answers": dict(sorted(self._kinds.items())),
+        }  # fmt: skip
+
+    def costs(self) -> dict[str, Any]:
+        return {"model": self._teacher.model, **self._sums, "usd": None if self.usd is None else round(self.usd, 6)}
+
+
+class Tally:
+    """Counts as verdicts come."""
+
+    def __init__(self, labeller: Labeller) -> None:
+        teachers = [teacher for teacher in (labeller.teacher, labeller.second_teacher) if teacher is not None]
+        self._sheets = [_Sheet(teacher) for teacher in teachers]
+        self._agreements: list[float] = []
+        self._pairs: Counter[tuple[str, str]] = Counter()
+        self._checked: list[tuple[str | None, str]] = []
+
+    def add(self, item: Kept, verdict: Verdict) -> None:
+        """One usable image and what became of it."""
+        for sheet, own in zip(self._sheets, item.answers, strict=False):
+            for outcome in own:
+                sheet.add(outcome)
+        if verdict.agreement is not None:
+            self._agreements.append(verdict.agreement)
+        if len(verdict.by_teacher) == 2 and verdict.by_teacher[0] and verdict.by_teacher[1]:
+            self._pairs[verdict.by_teacher[0], verdict.by_teacher[1]] += 1
+        if verdict.by_person is not None:
+            self._checked.append((verdict.by_machine, verdict.by_person))
+
+    def facts(self) -> dict[str, Any]:
+        """What is equal for equal answers; empty without teacher and corrections."""
+        facts: dict[str, Any] = {}
+        if self._sheets:
+            facts["teachers"] = [sheet.facts() for sheet in self._sheets]
+            if self._agreements:
+                facts["agreement"] = round(sum(self._agreements) / len(self._agreements), 6)
+        if len(self._sheets) == 2:
+            facts["second_opinion"] = {
+                "images": sum(self._pairs.values()),
+                "equal": sum(count for (first, second), count in self._pairs.items() if first == second),
+                "confusion": [[first, second, count] for (first, second), count in sorted(self._pairs.items())],
+            }
+        if self._checked:
+            facts["corrections"] = accuracy_of(self._checked)
+        return facts
+
+    def costs(self, kept: int) -> dict[str, Any]:
+        """Calls, tokens and US dollars of all answers, whoever paid for them; `usd_per_kept_label` for `kept` images."""
+        known = [sheet.usd for sheet in self._sheets if sheet.usd is not None]
+        total = round(sum(known), 6) if known and len(known) == len(self._sheets) else None
+        return {
+            "teachers": [sheet.costs() for sheet in self._sheets], "usd": total,
+            "usd_per_kept_label": None if total is None or not kept else round(total / kept, 8),
+        }  # fmt: skip

@@ -1,0 +1,155 @@
+"""What an image is: by a person's correction, else by the teachers' votes, else by its source; or why it is left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pocketvlm.artifacts.corrections import Corrections
+from pocketvlm.run_file import Labeller, Teacher
+from pocketvlm.sources.record import Problem
+from pocketvlm.stages.labelling.pieces import Kept
+from pocketvlm.teacher.answers import NONE, Outcome, Panel
+from pocketvlm.teacher.budget import cost_usd
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The label of one image, and where it comes from."""
+
+    label: str = ""
+    """A class name; empty where there is a problem."""
+    problem: Problem | None = None
+    by_machine: str | None = None
+    """What teacher or source said, a class name or `none`, whatever a person says; None: nothing."""
+    by_person: str | None = None
+    """The same of a person; None: nobody has looked."""
+    by_teacher: tuple[str | None, ...] = ()
+    """The commonest label of each teacher."""
+    confidence: float | None = None
+    agreement: float | None = None
+    """Share of the votes for `by_machine`."""
+    votes: int | None = None
+    reason: str | None = None
+    model: str | None = None
+    request_id: str | None = None
+    cost_usd: float | None = None
+    """Of all votes; None where the price is not known."""
+
+
+class Judge:
+    """Gives verdicts in the order of the source; the money is counted in that order too."""
+
+    def __init__(self, labeller: Labeller, classes: Sequence[str], corrections: Corrections | None) -> None:
+        self._labeller = labeller
+        self._teachers = [teacher for teacher in (labeller.teacher, labeller.second_teacher) if teacher is not None]
+        self._rank = {name: place for place, name in enumerate([*classes, NONE])}
+        self._corrections = corrections
+        self._spent_usd = 0.0
+        self._paid: set[tuple[int, str, int]] = set()
+        """Teacher, image and vote: equal images are paid once."""
+        self.broke = False
+        """Whether `max_cost_usd` was reached."""
+
+    def verdict(self, item: Kept) -> Verdict:
+        """What the image is."""
+        machine = self._by_teachers(item.answers) if self._teachers else self._by_source(item)
+        person = self._corrections.label(item.sha256) if self._corrections else None
+        if person is None:
+            return machine
+        problem = Problem("corrected_to_none", "a person says that none of the classes fits") if person == NONE else None
+        return Verdict(**{**vars(machine), "label": "" if problem else person, "problem": problem, "by_person": person})
+
+    def _by_source(self, item: Kept) -> Verdict:
+        record, least = item.record, self._labeller.min_confidence
+        problem = None
+        if least is not None and record.confidence is not None and record.confidence < least:
+            problem = _too_low("low_confidence", record.confidence, "min_confidence", least)
+        return Verdict(
+            "" if problem else record.label, problem, by_machine=record.label, confidence=record.confidence, reason=record.reason
+        )
+
+    def _by_teachers(self, panel: Panel) -> Verdict:
+        cost = self._cost(panel)
+        if self._over_budget(panel):
+            return Verdict(problem=Problem("over_budget", f"max_cost_usd {self._labeller.max_cost_usd:g} was reached before"))
+        outcomes = [outcome for own in panel for outcome in own]
+        votes = [outcome for outcome in outcomes if outcome.answer is not None]
+        if not votes:
+            first = outcomes[0]
+            return Verdict(problem=Problem(f"teacher_{first.kind}", first.detail), cost_usd=cost, model=first.model)
+        label = self._commonest(votes)
+        own = [outcome for outcome in votes if _label(outcome) == label]
+        best = max(own, key=lambda outcome: (_confidence(outcome), -outcomes.index(outcome)))
+        confidence = sum(map(_confidence, own)) / len(own)
+        agreement = len(own) / len(votes)
+        problem = self._problem(label, confidence, agreement)
+        return Verdict(
+            "" if problem else label, problem, by_machine=label,
+            by_teacher=tuple(self._commonest(valid) if (valid := [o for o in own if o.answer]) else None for own in panel),
+            confidence=round(confidence, 6), agreement=round(agreement, 6), votes=len(own), reason=_reason(best),
+            model=best.model, request_id=best.request_id, cost_usd=cost,
+        )  # fmt: skip
+
+    def _problem(self, label: str, confidence: float, agreement: float) -> Problem | None:
+        least, shared = self._labeller.min_confidence, self._labeller.min_agreement
+        if label == NONE:
+            return Problem("none_of_these", "the teacher says that no class fits")
+        if shared is not None and agreement < shared:
+            return _too_low("low_agreement", agreement, "min_agreement", shared)
+        if least is not None and confidence < least:
+            return _too_low("low_confidence", confidence, "min_confidence", least)
+        return None
+
+    def _commonest(self, votes: Sequence[Outcome]) -> str:
+        """Most votes, then most confidence, then the order of the classes."""
+        counts = Counter(map(_label, votes))
+        sure = {label: sum(_confidence(vote) for vote in votes if _label(vote) == label) for label in counts}
+        return min(counts, key=lambda label: (-counts[label], -sure[label], self._rank[label]))
+
+    def _cost(self, panel: Panel) -> float | None:
+        costs = [_price(teacher, outcome) for teacher, own in zip(self._teachers, panel, strict=True) for outcome in own]
+        known = [cost for cost in costs if cost is not None]
+        return round(sum(known), 9) if known else None
+
+    def _over_budget(self, panel: Panel) -> bool:
+        """Whether the sum passes the cap with this image, or has before: then nothing that follows is kept."""
+        cap = self._labeller.max_cost_usd
+        if cap is not None:
+            self._spent_usd += self._new_cost(panel)
+            # The first image without an answer was not admitted, and those that follow are no better.
+            self.broke = self.broke or self._spent_usd > cap or not all(panel)
+        return self.broke
+
+    def _new_cost(self, panel: Panel) -> float:
+        usd = 0.0
+        for number, (teacher, own) in enumerate(zip(self._teachers, panel, strict=True)):
+            for outcome in own:
+                if (paid := (number, outcome.image, outcome.vote)) not in self._paid:
+                    self._paid.add(paid)
+                    usd += _price(teacher, outcome) or 0.0
+        return usd
+
+
+def _price(teacher: Teacher, outcome: Outcome) -> float | None:
+    return None if teacher.price is None else cost_usd(outcome.usage, teacher.price)
+
+
+def _too_low(reason: str, value: float, key: str, least: float) -> Problem:
+    return Problem(reason, f"{value:.3g} is below {key} {least:g}")
+
+
+def _label(outcome: Outcome) -> str:
+    assert outcome.answer is not None, "only valid answers vote"
+    return str(outcome.answer["label"])
+
+
+def _confidence(outcome: Outcome) -> float:
+    assert outcome.answer is not None, "only valid answers vote"
+    return float(outcome.answer["confidence"])
+
+
+def _reason(outcome: Outcome) -> str | None:
+    assert outcome.answer is not None, "only valid answers vote"
+    return str(outcome.answer.get("reason") or "") or None
