@@ -16,6 +16,8 @@ MONITORED = {
         "dashboard": {"enabled": True, "annotations": {"folder": "Models"}},
     }
 }
+SERVICES = {"existingSecret": "services", "teacherKey": "openai", "secondTeacherKey": "other", "unsplashKey": "unsplash",
+            "kaggleUsernameKey": "kaggle-user", "kaggleKeyKey": "kaggle-key"}  # fmt: skip
 NODES = {"stages": {"trainer": {"gpus": 2, "nodes": 3, "preset": "a100"}}}
 SHARDS = {"stages": {"labeller": {"shards": 12}, "evaluator": {"shards": 3}}}
 SETTINGS = {
@@ -48,6 +50,7 @@ MATRIX: dict[str, dict[str, Any]] = {
             "url": "s3://bucket", "endpoint": "https://s3.example.com:8443", "existingSecret": "keys", "sessionTokenKey": "t",
         },
         "hub": {"existingSecret": "hub"},
+        "keys": SERVICES,
     },
     "monitored": MONITORED,
     "network policies": {"networkPolicies": {"enabled": True, "extraEgress": [{"ports": [{"port": 3128}]}]}, **MINIO, **NODES},

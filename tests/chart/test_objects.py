@@ -226,7 +226,7 @@ def test_no_secret_is_in_any_object(rendered: Rendered) -> None:
         for variable in container.get("env", []):
             if re.search(r"KEY|SECRET|TOKEN|PASSWORD", variable["name"]) and variable["name"] != "FROM_A_SECRET":
                 assert variable["name"].endswith("_FILE"), name
-                assert variable["value"].startswith("/run/secrets/pocketvlm/"), name
+                assert variable["value"].startswith(("/run/secrets/pocketvlm/", "/run/secrets/keys/")), name
 
 
 def test_secrets_are_files_that_are_mounted(rendered: Rendered) -> None:
@@ -235,6 +235,8 @@ def test_secrets_are_files_that_are_mounted(rendered: Rendered) -> None:
         for volume in spec["volumes"]:
             for source in volume.get("projected", {}).get("sources", []):
                 files |= {f"/run/secrets/pocketvlm/{item['path']}" for item in source["secret"]["items"]}
+            if volume["name"] == "keys":
+                files |= {f"/run/secrets/keys/{item['path']}" for item in volume["secret"]["items"]}
         for container in [*spec.get("initContainers", []), *spec["containers"]]:
             named = {v["value"] for v in container.get("env", []) if v["name"].endswith("_FILE")}
             assert named <= files or name.startswith("StatefulSet"), name

@@ -40,6 +40,23 @@ def test_without_a_recipe_nothing_is_made() -> None:
     assert "run: is missing; the recipe comes from a run file: -f jobs/digits.yaml" in str(error.value)
 
 
+@pytest.mark.parametrize("cap", [{"per_class": 200}, {"max_cost_usd": 5}])
+def test_a_cap_that_several_labellers_cannot_keep_to_is_refused(render: Render, cap: dict[str, Any]) -> None:
+    said = refusal(render, {"run": {"labeller": cap}, "stages": {"labeller": {"shards": 2}}})
+    assert f"stages.labeller.shards: only a labeller that does all of the work can keep to run.labeller.{next(iter(cap))}" in said
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"teacherKey": "openai"}, "keys: openai is set, and keys.existingSecret is not"),
+        ({"existingSecret": "services"}, "keys.existingSecret: no key of the secret services is named; set keys.teacherKey"),
+    ],
+)
+def test_half_of_what_a_key_needs_is_refused(render: Render, keys: dict[str, str], said: str) -> None:
+    assert said in refusal(render, {"keys": keys})
+
+
 @pytest.fixture
 def cluster() -> Iterator[str]:
     """A kubeconfig of an API server that knows one thing: in `models` there is an object store of the release `first`."""

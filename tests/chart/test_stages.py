@@ -170,8 +170,23 @@ def test_a_stage_knows_its_folders_its_port_and_its_store(render: Render) -> Non
         found.pop("POCKETVLM_THREADS")
         assert found == {
             "POCKETVLM_STORE": "s3://bucket/prefix", "AWS_REGION": "eu-west-1", "HOME": "/tmp", "POCKETVLM_SCRATCH": "/work",
+            "POCKETVLM_CACHE": "/work/cache",
             "HF_HOME": "/work/huggingface", "HF_TOKEN_FILE": "/run/secrets/pocketvlm/hub-token", "POCKETVLM_METRICS_PORT": "9090",
         }  # fmt: skip
+
+
+def test_keys_of_services_are_files_in_the_pods_of_the_labeller_and_of_no_other(render: Render) -> None:
+    rendered = render({"keys": {"existingSecret": "services", "teacherKey": "openai", "unsplashKey": "unsplash"}})
+    for stage in STAGES:
+        found = variables(rendered.container(stage))
+        volumes = {volume["name"]: volume for volume in rendered.stage(stage)["spec"]["template"]["spec"]["volumes"]}
+        if stage == "labeller":
+            assert found["OPENAI_API_KEY_FILE"] == "/run/secrets/keys/openai"
+            assert found["UNSPLASH_ACCESS_KEY_FILE"] == "/run/secrets/keys/unsplash"
+            assert {item["path"] for item in volumes["keys"]["secret"]["items"]} == {"openai", "unsplash"}
+        else:
+            assert not {name for name in found if "API_KEY" in name or "UNSPLASH" in name}
+            assert "keys" not in volumes
 
 
 @pytest.mark.parametrize(

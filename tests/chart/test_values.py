@@ -20,7 +20,7 @@ from pocketvlm.run_file import read_run_file
 from pocketvlm.stages.stage import STAGES, load_stage
 
 from .conftest import CHART, JOBS, ROOT, Render, laid_over, nested
-from .matrix import MINIO, MONITORED, NODES, SETTINGS
+from .matrix import MINIO, MONITORED, NODES, SERVICES, SETTINGS
 
 TEMPLATES = sorted(path for path in (CHART / "templates").rglob("*") if path.is_file())
 
@@ -42,7 +42,7 @@ def test_values_yaml_holds_the_defaults_of_the_models() -> None:
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_every_value_that_a_template_reads_is_declared(path: Path) -> None:
     text = path.read_text()
-    declared = {"run", "run.name", *(name for name, _ in fields(Values()))}
+    declared = {"run", "run.name", "run.labeller", *(name for name, _ in fields(Values()))}
     declared |= {".".join(name.split(".")[:end]) for name in declared for end in (1, 2, 3)}
     read = re.findall(r"\.Values\.(\w+(?:\.\w+)*)", text)
     for alias, place in re.findall(r"\$(\w+) := \$?\w*(?:\.root)?\.Values((?:\.\w+)*) ", text):
@@ -57,7 +57,7 @@ def test_every_value_that_a_template_reads_is_declared(path: Path) -> None:
 EVERYTHING: dict[str, Any] = {
     **MINIO, **MONITORED, **NODES,
     "objectStore": {"enabled": True}, "store": {"existingSecret": "keys"}, "hub": {"existingSecret": "hub"},
-    "networkPolicies": {"enabled": True}, "allowUpgrade": True,
+    "keys": SERVICES, "networkPolicies": {"enabled": True}, "allowUpgrade": True,
 }  # fmt: skip
 """Values with which every other value counts."""
 SAMPLES: dict[str, Any] = {
@@ -148,7 +148,7 @@ def test_every_block_of_the_schema_is_closed() -> None:
         ("run.trainer.batchsize", 8, "at '/run/trainer': additional properties 'batchsize' not allowed"),
         ("run.labeller.source.sidepx", 8, "at '/run/labeller/source': additional properties 'sidepx' not allowed"),
         ("run.labeller.teacher", {"model": "x", "u": "y"}, "at '/run/labeller/teacher': additional properties 'u' not allowed"),
-        ("run.labeller.source.kind", "digit", "at '/run/labeller/source/kind': value must be one of 'coco', 'digits', 'folder'"),
+        ("run.labeller.source.kind", "digit", "at '/run/labeller/source/kind': value must be one of 'archive', 'coco', 'digits'"),
         ("run.device.canvas_px", "small", "at '/run/device/canvas_px': got string, want null or integer"),
         ("run.device.canvas_px", 4, "at '/run/device/canvas_px': minimum: got 4, want 8"),
         ("run.task.classes", [{"a": "x", "b": "y"}], "at '/run/task/classes/0': maxProperties: got 2, want 1"),

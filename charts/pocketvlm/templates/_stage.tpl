@@ -3,8 +3,14 @@
 {{- $pod := .pod -}}
 {{- $env := include "pocketvlm.storeEnv" .root | fromJsonArray -}}
 {{- $env = append $env (dict "name" "POCKETVLM_SCRATCH" "value" "/work") -}}
+{{- $env = append $env (dict "name" "POCKETVLM_CACHE" "value" "/work/cache") -}}
 {{- $env = append $env (dict "name" "HF_HOME" "value" "/work/huggingface") -}}
 {{- $env = append $env (dict "name" "POCKETVLM_METRICS_PORT" "value" (int64 .root.Values.metrics.port | toString)) -}}
+{{- if eq .component "labeller" -}}
+{{- range $variable, $key := include "pocketvlm.keys" .root | fromJson -}}
+{{- $env = append $env (dict "name" (printf "%s_FILE" $variable) "value" (printf "/run/secrets/keys/%s" $key)) -}}
+{{- end -}}
+{{- end -}}
 {{- if gt (int $pod.shards) 1 -}}
 {{- $env = append $env (dict "name" "POCKETVLM_SHARDS" "value" (int64 $pod.shards | toString)) -}}
 {{- end -}}
@@ -18,6 +24,22 @@
 {{- $env = append $env (dict "name" "POCKETVLM_THREADS" "valueFrom" $field) -}}
 {{- end -}}
 {{- toJson $env -}}
+{{- end }}
+
+{{- /* Variable -> key in `keys.existingSecret`, of the keys that are set, as JSON. */ -}}
+{{- define "pocketvlm.keys" -}}
+{{- $keys := .Values.keys -}}
+{{- $found := dict -}}
+{{- range $variable, $key := dict "OPENAI_API_KEY" $keys.teacherKey "POCKETVLM_SECOND_TEACHER_API_KEY" $keys.secondTeacherKey "UNSPLASH_ACCESS_KEY" $keys.unsplashKey "KAGGLE_USERNAME" $keys.kaggleUsernameKey "KAGGLE_KEY" $keys.kaggleKeyKey -}}
+{{- if $key -}}{{- $_ := set $found $variable $key -}}{{- end -}}
+{{- end -}}
+{{- if and $found (not $keys.existingSecret) -}}
+{{- fail (printf "keys: %s is set, and keys.existingSecret is not; name the secret that holds it" ($found | values | first)) -}}
+{{- end -}}
+{{- if and $keys.existingSecret (not $found) -}}
+{{- fail (printf "keys.existingSecret: no key of the secret %s is named; set keys.teacherKey, or what else is in it" $keys.existingSecret) -}}
+{{- end -}}
+{{- toJson $found -}}
 {{- end }}
 
 {{- /* Command and arguments. The image's entry point is pocketvlm; more than one process is accelerate's to start. */ -}}
@@ -57,6 +79,16 @@ args: {{ toJson $stage }}
 {{- with include "pocketvlm.secretVolume" .root }}
 {{ . }}
 {{- end }}
+{{- $keys := include "pocketvlm.keys" .root | fromJson }}
+{{- if and (eq .component "labeller") $keys }}
+- name: keys
+  secret:
+    secretName: {{ .root.Values.keys.existingSecret | quote }}
+    items:
+      {{- range $keys | values | uniq | sortAlpha }}
+      - {key: {{ . | quote }}, path: {{ . | quote }}}
+      {{- end }}
+{{- end }}
 {{- with $pod.extraVolumes }}
 {{ toYaml . }}
 {{- end }}
@@ -72,6 +104,9 @@ args: {{ toJson $stage }}
 {{- end }}
 {{- with include "pocketvlm.secretMount" .root }}
 {{ . }}
+{{- end }}
+{{- if and (eq .component "labeller") (include "pocketvlm.keys" .root | fromJson) }}
+- {name: keys, mountPath: /run/secrets/keys, readOnly: true}
 {{- end }}
 {{- with $pod.extraVolumeMounts }}
 {{ toYaml . }}

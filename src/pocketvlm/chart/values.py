@@ -62,6 +62,23 @@ class Hub(ChartBlock):
     """Key in the secret."""
 
 
+class Keys(ChartBlock):
+    """Keys of the services that the labeller calls, mounted as files into its pods and no others."""
+
+    existing_secret: str = ""
+    """Secret that holds them; empty: none."""
+    teacher_key: str = ""
+    """Key in the secret: the API key of `run.labeller.teacher`."""
+    second_teacher_key: str = ""
+    """Key in the secret: the API key of `run.labeller.second_teacher`."""
+    unsplash_key: str = ""
+    """Key in the secret: Unsplash's access key."""
+    kaggle_username_key: str = ""
+    """Key in the secret: Kaggle's user name."""
+    kaggle_key_key: str = ""
+    """Key in the secret: Kaggle's key."""
+
+
 class ObjectStoreImage(ChartBlock):
     """MinIO's last public image, of September 2025: no longer maintained, for trying things out only."""
 
@@ -212,6 +229,7 @@ class Values(ChartBlock):
     image: Images = Images()
     store: Store = Store()
     hub: Hub = Hub()
+    keys: Keys = Keys()
     object_store: ObjectStore = ObjectStore()
     defaults: Defaults = DEFAULTS
     """For every pod, unless its stage says otherwise."""
