@@ -316,3 +316,10 @@ def test_closing_it_ends_at_once_and_leaves_the_batch_to_the_next(desk: Desk) ->
     assert len(desk.batches()) == 1 and desk.bills() == {1: 4}
 
 
+
+
+def test_a_batch_of_another_store_is_not_taken_for_ones_own(desk: Desk, tmp_path: Path) -> None:
+    """It has collected the same questions' answers and deleted them from the server that both use."""
+    first = desk.ask(pictures(5))
+    assert desk.ask(pictures(5), store=FolderStore(tmp_path / "other")) == first
+    assert len(desk.batches()) == 2

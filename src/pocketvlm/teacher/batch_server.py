@@ -111,7 +111,7 @@ class BatchServer:
         return await self._tried(lambda: self._file_named(name, size))
 
     async def create(
-        self, file_id: str, shard: str, planned_at_s: float, confirm: Callable[[], bool], longest_s: float
+        self, file_id: str, mark: str, planned_at_s: float, confirm: Callable[[], bool], longest_s: float
     ) -> Batch | None:
         """The batch of a shard: found, or created. None: the file is gone, or `confirm` (asked before each try) said no.
 
@@ -120,13 +120,13 @@ class BatchServer:
         import openai
 
         async def look_and_create() -> Batch | None:
-            found = await self._batch_of(shard, file_id, planned_at_s)
+            found = await self._batch_of(mark, file_id, planned_at_s)
             if found is not None or not confirm():
                 return found
             try:
                 async with asyncio.timeout(longest_s):
                     raw = await self._client.batches.with_raw_response.create(
-                        input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h", metadata={LABEL: shard}
+                        input_file_id=file_id, endpoint="/v1/chat/completions", completion_window="24h", metadata={LABEL: mark}
                     )
             except openai.APIStatusError as error:
                 if error.status_code in (400, 404) and "input_file" in f"{error.param} {error.message}":
@@ -136,9 +136,9 @@ class BatchServer:
 
         return await self._tried(look_and_create)
 
-    async def batch_of(self, shard: str, file_id: str, planned_at_s: float) -> Batch | None:
+    async def batch_of(self, mark: str, file_id: str, planned_at_s: float) -> Batch | None:
         """The batch of a shard that has not failed."""
-        return await self._tried(lambda: self._batch_of(shard, file_id, planned_at_s))
+        return await self._tried(lambda: self._batch_of(mark, file_id, planned_at_s))
 
     async def batch(self, id: str) -> Batch | None:
         """None: the server does not know it."""
@@ -187,14 +187,14 @@ class BatchServer:
                 return None
             after = {"after": page.data[-1].id}
 
-    async def _batch_of(self, shard: str, file_id: str, planned_at_s: float) -> Batch | None:
+    async def _batch_of(self, mark: str, file_id: str, planned_at_s: float) -> Batch | None:
         """By its label, or by its file where a server keeps no labels. The oldest, should there be two."""
         found: Batch | None = None
         after: dict[str, Any] = {}
         while True:
             page = _read(_Batches, (await self._client.batches.with_raw_response.list(limit=100, **after)).content)
             for batch in page.data:
-                ours = (batch.metadata or {}).get(LABEL) == shard or batch.input_file_id == file_id
+                ours = (batch.metadata or {}).get(LABEL) == mark or batch.input_file_id == file_id
                 if ours and batch.status not in ("failed", "cancelling", "cancelled"):
                     found = batch
             old = page.data and page.data[-1].created_at < planned_at_s - CLOCKS_S

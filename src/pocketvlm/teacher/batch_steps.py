@@ -114,7 +114,7 @@ class ShardSteps:
             if self._is_left(held):
                 self.book.give_up(held)
             return self._again(held, same=held)
-        path, name = self._scratch_file(), f"{shard.id}.jsonl"
+        path, name = self._scratch_file(), f"{shard.mark}.jsonl"
         try:
             size = self.writer.write(path, shard, images)
             file_id = await self._server.uploaded(name, size) or await self._server.upload(path, name)
@@ -132,7 +132,7 @@ class ShardSteps:
     async def _create(self, held: Held) -> Held | None:
         shard = held.shard
         if shard.claim != self._claims.get(shard.id):
-            batch = await self._server.batch_of(shard.id, shard.file_id, shard.planned_at_s)
+            batch = await self._server.batch_of(shard.mark, shard.file_id, shard.planned_at_s)
             if batch is None:
                 return self._claimed(held) if self._is_left(held) else self._again(held, same=held)
         else:
@@ -146,7 +146,7 @@ class ShardSteps:
                     renewed.append(fresh)
                 return fresh is not None
 
-            batch = await self._server.create(shard.file_id, shard.id, shard.planned_at_s, renew, self._claim_s / 2)
+            batch = await self._server.create(shard.file_id, shard.mark, shard.planned_at_s, renew, self._claim_s / 2)
             held = renewed[-1]
             if batch is None:  # the file is gone, or somebody has taken the claim over
                 return self.book.change(held, status="planned", file_id="", claim="") or self._again(held)

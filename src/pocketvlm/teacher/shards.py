@@ -43,7 +43,7 @@ class Shard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
-    """Of what is asked, in its order. Name of its file on the server and value of the batch's metadata."""
+    """Of what is asked, in its order."""
     status: Status = "planned"
     """`planned`: nothing is on the server yet. `uploaded`: the file is. `creating`: who has `claim` is creating the batch.
     `created`: the batch is there. `ended`: collected, or given up; other shards may stand in its place."""
@@ -69,6 +69,12 @@ class Shard(BaseModel):
         shard = cls(id="", ids=tuple(ids), planned_at_s=planned_at_s, **content)
         asked = shard.model_dump(mode="json", include={"ids", "round", "again", "dialect", "repairs"})
         return shard.model_copy(update={"id": hashlib.sha256(canonical_json([key, asked])).hexdigest()[:ID_LENGTH]})
+
+    @property
+    def mark(self) -> str:
+        """What its file and batch are called on the server. A plan of the same in another store has another one: the batch of
+        one store is not taken for that of another, which may have deleted its answers."""
+        return f"{self.id}-{round(self.planned_at_s * 1e6)}"
 
     def to_bytes(self) -> bytes:
         return self.model_dump_json().encode()
