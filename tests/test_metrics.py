@@ -103,7 +103,8 @@ def test_a_number_that_has_no_name_for_prometheus_is_a_mistake_of_ours() -> None
 @pytest.mark.parametrize("series", [DONE, TOTAL, RATE, ETA, *NUMBERS.values()], ids=lambda series: series.name)
 def test_names_follow_the_conventions_of_prometheus(series: object) -> None:
     """Base units at the end, and no `_total` by hand: the client adds it to counters."""
-    units = "units|units_per_second|samples_per_second|seconds|bytes|nats|ratio|images|images_asked|learning_rate|epoch|phase"
+    units = ("units|units_per_second|samples_per_second|seconds|bytes|nats|ratio|images|images_asked|learning_rate|epoch|phase|"
+             "answers|retries|usd")  # fmt: skip
     assert re.fullmatch(rf"pocketvlm_(stage|labeller|trainer|evaluator)_[a-z_]*?({units})", series.name)  # type: ignore[attr-defined]
     assert series.help.endswith(".")  # type: ignore[attr-defined]
 

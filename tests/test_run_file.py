@@ -394,6 +394,7 @@ def test_all_parts_that_come_later_are_listed_at_once() -> None:
         ({"labeller__min_agreement": 0.5, "labeller__teacher": {"model": "m"}}, "min_agreement: one vote always agrees"),
         ({"labeller__teacher": {"model": "m", "batch_poll_s": 5}}, "batch_poll_s: only way: batch has it"),
         ({"labeller__teacher": {"model": "m", "way": "batch", "in_flight": 5}}, "in_flight: only way: live has it"),
+        ({"labeller__teacher": {"model": "m", "base_url": "http://me:secret@vllm/v1"}}, "holds a user or password"),
         ({"labeller__source": {"kind": "hub"}}, "set either dataset (on the Hub) or path (Parquet files)"),
         ({"labeller__source": {"kind": "hub", "path": "x", "revision": "0" * 40}}, "revision: only a dataset of the Hub has it"),
         ({"labeller__source": {"kind": "unsplash", "queries": ["sea"], "lite": "x", "snapshot": "y"}}, "only the API has it"),

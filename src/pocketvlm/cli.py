@@ -20,7 +20,10 @@ conduct: 10 a stage failed; 11 its plan, its rights or the cluster's settings ar
 
 environment: POCKETVLM_STORE (a folder or s3://bucket/prefix), AWS_ENDPOINT_URL_S3, AWS_REGION, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, HF_TOKEN (each also as NAME_FILE), POCKETVLM_SCRATCH, POCKETVLM_CACHE,
-POCKETVLM_THREADS, LLAMA_CPP_HOME; of `stage` alone: POCKETVLM_METRICS_PORT (serves /metrics there),
+POCKETVLM_THREADS, LLAMA_CPP_HOME
+of the labeller: OPENAI_API_KEY (the teacher's key, whatever its endpoint), POCKETVLM_SECOND_TEACHER_API_KEY,
+UNSPLASH_ACCESS_KEY, KAGGLE_USERNAME, KAGGLE_KEY (the keys also as NAME_FILE), HF_ENDPOINT (a mirror of the Hub)
+of `stage` alone: POCKETVLM_METRICS_PORT (serves /metrics there),
 POCKETVLM_SHARDS with JOB_COMPLETION_INDEX (does one share of a labeller's or evaluator's work)
 """
 
@@ -82,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        print("\nerror: interrupted; what is saved stays, run the same command again to go on", file=sys.stderr)
         return 130
 
 

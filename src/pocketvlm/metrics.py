@@ -47,6 +47,10 @@ NUMBERS = {
     "prepared": Series("pocketvlm_labeller_images", "Images of this share that were looked at.", grows=True),
     "quarantined": Series("pocketvlm_labeller_quarantined_images", "Images of this share that cannot be used.", ("reason",),
                           grows=True),
+    "answered": Series("pocketvlm_labeller_answers", "Answers that this process has, by where from: the teacher, or the store.",
+                       ("origin",), grows=True),
+    "retries": Series("pocketvlm_labeller_teacher_retries", "Calls of teachers that followed a failed one.", grows=True),
+    "cost USD": Series("pocketvlm_labeller_cost_usd", "US dollars that these answers cost, whoever paid for them.", grows=True),
     "asked": Series("pocketvlm_evaluator_images_asked", "Images of this share that were asked.", ("type",), grows=True),
 }  # fmt: skip
 """Name of a number as `Progress.step` is told it -> its series."""

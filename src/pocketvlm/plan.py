@@ -64,11 +64,11 @@ def plan(run_file: RunFile, environment: Environment) -> str:
     recipe = run_file.run
     store = open_store(environment)
     found = _found(run_file, store)
-    ahead = forecast(recipe, run_file.folder)
+    ahead = forecast(recipe, run_file.folder, environment)
     images = _images(run_file, found["labeller"], ahead.images)
     lines = [f"run {run_id(recipe)}  ->  release {recipe.name} in {store.url}", ""]
     texts = {
-        "labeller": _labeller(recipe, images, [] if found["labeller"] else ahead.lines),
+        "labeller": _labeller(recipe, images, ahead.lines, found["labeller"]),
         "trainer": _trainer(recipe, facts, images["train"] if images else None),
         "merger": [f"{len(facts.shapes)} tensors, {2 * facts.parameters() / 1e6:.1f} MB as bf16"],
         "quantiser": _quantiser(recipe, facts),
@@ -172,12 +172,14 @@ def _images(run_file: RunFile, dataset: Artifact | None, expected: int | None) -
     return None if expected is None else {name: round(expected * getattr(split, name)) for name in SPLITS}
 
 
-def _labeller(recipe: Recipe, images: dict[str, int] | None, lines: list[str]) -> list[str]:
+def _labeller(recipe: Recipe, images: dict[str, int] | None, ahead: list[str], dataset: Artifact | None) -> list[str]:
+    lines = [] if dataset else ahead
     canvas = f"letterboxed to {recipe.device.canvas_px} px" if recipe.device.canvas_px else "as they are"
     if images is None:
         return [f"images of source {recipe.labeller.source.kind}, {canvas}; how many is known when they are there", *lines]
     shares = ", ".join(f"{count} {split}" for split, count in images.items())
-    return [f"{sum(images.values())} images of source {recipe.labeller.source.kind}, {canvas}: {shares}", *lines]
+    most = "up to " if dataset is None and recipe.labeller.teacher else ""
+    return [f"{most}{sum(images.values())} images of source {recipe.labeller.source.kind}, {canvas}: {shares}", *lines]
 
 
 def _trainer(recipe: Recipe, facts: StudentFacts, train_images: int | None) -> list[str]:

@@ -63,6 +63,23 @@ def metrics(classes: list[str], **changes: Any) -> Metrics:
     return Metrics.model_validate({**values, **changes})
 
 
+COSTS = {
+    "teachers": [{"model": "gpt-4o", "calls": 1240, "input_tokens": 900_000, "output_tokens": 250_000, "usd": 4.75}],
+    "usd": 4.75, "usd_per_kept_label": 0.0052,
+}  # fmt: skip
+
+
+def labels(name: str) -> dict[str, Any]:
+    """Facts of a dataset that two teachers and a person have labelled."""
+    teacher = {"model": name, "models_returned": [name], "votes": 3, "answers": {"answer": 1200, "refused": 3}}
+    return {
+        "teachers": [teacher, teacher], "agreement": 0.93,
+        "second_opinion": {"images": 100, "equal": 90, "confusion": [[name, name, 90], [name, "none", 10]]},
+        "corrections": {"images": 40, "right": 38, "accuracy": 0.95, "interval": [0.83, 0.99], "unanswered": 1,
+                        "confusion": [[name, name, 38], [name, "none", 2]]},
+    }  # fmt: skip
+
+
 @pytest.fixture
 def bare() -> ReportData:
     """Only what a report cannot do without."""
@@ -92,11 +109,13 @@ def hostile() -> ReportData:
         device={"canvas_px": 32, "longest_edge_px": 32, "max_new_tokens": 8}, answer_threshold=0.5,
         parity_definition=evil, layout_definition=evil,
         counts={"train": dict.fromkeys(HOSTILE, 70), "test": dict.fromkeys(HOSTILE, 10)}, images_total=243, near_copy_groups=2,
+        labels=labels(evil),
         quarantine=[Refused("not_an_image", 3, f"{evil}.jpg", f"cannot identify {evil}")],
         curve=[CurvePoint(phase=0, step=s, epoch=s / 10, loss=2 / (s + 1), validation_accuracy=s / 20) for s in range(20)],
         phases=["phase 1: all weights"], wrong=[WrongAnswer(prediction, file.getvalue()), WrongAnswer(prediction, None)],
         wrong_total=40, provenance=[("base", evil), ("llama.cpp", "0c1e5709")],
         times=Times(
-            {"q8_0": {"total_ms_median": 6.4, "total_ms_p95": 9.9, "threads": 1}}, {"trainer": {"seconds": {"training": 61.0}}}
+            {"q8_0": {"total_ms_median": 6.4, "total_ms_p95": 9.9, "threads": 1}},
+            {"trainer": {"seconds": {"training": 61.0}}, "labeller": {"costs": COSTS}},
         ),
     )  # fmt: skip

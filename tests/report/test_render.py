@@ -47,6 +47,17 @@ def test_every_element_is_closed(data: ReportData) -> None:
     assert Page(render_report(data)).elements
 
 
+@pytest.mark.parametrize("known", [["teachers"], ["corrections"], ["teachers", "agreement"], ["teachers", "second_opinion"]])
+def test_how_labels_came_about_is_shown_as_far_as_it_is_known(hostile: ReportData, known: list[str]) -> None:
+    data = dataclasses.replace(hostile, labels={name: hostile.labels[name] for name in known})
+    for text in (render_report(data), render_report(data.without_times())):
+        assert ("The teacher" in text) == ("teachers" in known)
+        assert ("38 of 40 labels were right: 95.0 %" in text) == ("corrections" in known)
+        assert ("Both teachers name the same class for 90 of 100 images" in text) == ("second_opinion" in known)
+    assert ("$4.75" in render_report(data)) == ("teachers" in known)
+    assert "$4.75" not in render_report(data.without_times())
+
+
 def test_names_that_are_markup_are_shown_as_text(hostile: ReportData) -> None:
     text = render_report(hostile)
     page = Page(text)

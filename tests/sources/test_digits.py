@@ -37,4 +37,4 @@ def test_digit_is_enlarged_without_blur_and_uses_all_greys() -> None:
 
 def test_other_than_ten_classes_are_refused() -> None:
     with pytest.raises(RunFileError, match=r"run.task.classes: the digits source has ten classes.*here are 9"):
-        open_source(DigitsSource(kind="digits"), Context(Context(Path(), CLASSES[:9])))
+        open_source(DigitsSource(kind="digits"), Context(Path(), CLASSES[:9]))

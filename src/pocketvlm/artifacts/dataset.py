@@ -45,8 +45,12 @@ class Row:
     url: str | None = None
     author: str | None = None
     licence: str | None = None
+    labelled_by: str = "source"
+    """`source`, `teacher` or `person`."""
     teacher_model: str | None = None
     teacher_reason: str | None = None
+    teacher_runner_up: str | None = None
+    """The class that it would have named next."""
     teacher_confidence: float | None = None
     teacher_votes: int | None = None
     """Answers of the teacher that agreed with `label`."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pocketvlm.run_file.block import Block
 from pocketvlm.run_file.source import Source
@@ -70,12 +71,21 @@ class Teacher(Block):
     batch_poll_s: float = Field(default=30, gt=0)
     """Time between two looks at a batch."""
 
+    @field_validator("base_url")
+    @classmethod
+    def _no_password(cls, url: str | None) -> str | None:
+        if url is not None and "@" in urlsplit(url).netloc:
+            raise ValueError("holds a user or password, which would be written into the store; put the key into OPENAI_API_KEY")
+        return url
+
     def idle(self) -> dict[str, str]:
         live = ("in_flight", "requests_per_minute", "tokens_per_minute")
         batch = ("batch_bytes", "batch_requests", "batch_poll_s")
+        alike = {"votes": "at temperature 0 all answers are alike; remove one of the two"}
+        idle = alike if self.votes > 1 and self.temperature == 0 else {}
         if self.way == "batch":
-            return dict.fromkeys(live, "only way: live has it; remove it")
-        return dict.fromkeys(batch, "only way: batch has it; remove it")
+            return idle | dict.fromkeys(live, "only way: live has it; remove it")
+        return idle | dict.fromkeys(batch, "only way: batch has it; remove it")
 
 
 class Split(Block):

@@ -107,7 +107,11 @@ class Coco(SourceReader):
 
     @cached_property
     def _chosen(self) -> Sequence[CocoImage]:
-        return list(islice(self._order(), self._source.limit))
+        chosen = list(islice(self._order(), self._source.limit))
+        if len(chosen) < self._source.limit:
+            self._context.progress.line(f"COCO has {len(chosen)} images of these categories and licences, fewer than limit "
+                                        f"{self._source.limit}; more categories or licences give more")  # fmt: skip
+        return chosen
 
     def _order(self) -> Iterator[CocoImage]:
         """All images that may be taken, each once."""
@@ -153,6 +157,10 @@ def _problems(source: CocoSource, context: Context) -> Iterator[str]:
     for licence in source.licences:
         if licence not in LICENCES:
             yield f"run.labeller.source.licences: COCO has no licence {licence}; its ids are 1 to 8"
+    for key in ("annotations", "images_url"):
+        if (address := getattr(source, key)).startswith("http://") and not source.fetch.allow_http:
+            yield (f"run.labeller.source.{key}: {address} is plain http; write https, or set run.labeller.source.fetch."
+                   "allow_http to true")  # fmt: skip
     if not is_remote(source.annotations) and not (context.folder / source.annotations).is_file():
         yield (f"run.labeller.source.annotations: {source.annotations} is no file; name COCO's zip or one of its "
                "instances_*2017.json, relative to the run file, or an address")  # fmt: skip

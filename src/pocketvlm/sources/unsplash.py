@@ -72,7 +72,8 @@ class Unsplash(SourceReader):
     def plan_lines(self) -> list[str]:
         """What is taken, what it costs in quota and time, and what the terms say."""
         source = self._source
-        words = f"up to {source.limit} photographs by {len(source.queries)} queries in turn, {source.width_px} px wide"
+        queries = _counted(len(source.queries), "query", "queries")
+        words = f"up to {source.limit} photographs by {queries} in turn, {source.width_px} px wide"
         size = f"downloads about {source.limit * source.width_px**2 * IMAGE_BYTES_PER_PX2 / 1e6:,.0f} MB of images"
         if self._lite:
             return [f"{words}, from the Lite dataset in {source.lite}; no key, no quota", size,
@@ -82,7 +83,8 @@ class Unsplash(SourceReader):
         lines = [
             f"{words}, from the search API; what it finds is kept in the store as snapshot `{source.snapshot}`",
             size,
-            f"{searches} searches and {source.limit} calls for downloads are {requests} requests: {', '.join(times)}",
+            f"{_counted(searches, 'search', 'searches')} and {source.limit} calls for downloads are {requests} requests: "
+            f"{', '.join(times)}",
             "Unsplash's terms give the API to use that is not automated; for more than a few photographs they point to the "
             "dataset (unsplash.com/data): unpack it and set run.labeller.source.lite",
         ]
@@ -140,6 +142,10 @@ def requests_needed(source: UnsplashSource) -> tuple[int, int]:
 def waiting_h(requests: int, quota_per_h: int) -> int:
     """Hours until the last of these requests may be sent, where nobody else uses the quota."""
     return (requests - 1) // quota_per_h
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _hours(waiting: int) -> str:

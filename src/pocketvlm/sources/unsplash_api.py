@@ -63,7 +63,8 @@ class Quota:
     def wait(self) -> None:
         """Returns when a request may be sent; says how long it waits."""
         while (left := self._free_at - self._clock.now()) > 0:
-            self._progress.line(f"Unsplash's quota of this hour is used up; waiting {duration(left)}")
+            self._progress.line(f"Unsplash's quota of this hour is used up; waiting {duration(left)}, "
+                                f"until {time.strftime('%H:%M:%S', time.localtime(self._free_at))}")  # fmt: skip
             self._clock.sleep(left)
 
     def note(self, headers: Mapping[str, str]) -> None:

@@ -29,6 +29,7 @@ from pocketvlm.stages.labelling.panel import TeacherPanel, open_panel
 from pocketvlm.stages.labelling.pieces import PieceWriter
 from pocketvlm.stages.labelling.prepared import JPEG_QUALITY, Prepared, prepare
 from pocketvlm.stages.labelling.rows import sort_out, write_rows
+from pocketvlm.stages.labelling.watch import Watch, cost_lines, label_lines
 from pocketvlm.stages.sharing import Piece, Settle
 from pocketvlm.stages.stage import Made, Work
 from pocketvlm.student import variants
@@ -85,7 +86,8 @@ def make(work: Work) -> Made | None:
     corrections = _corrections(recipe, work.recipe_folder)
     total = min(len(source), labeller.max_images or len(source))
     with open_panel(work) as panel:
-        enough = Enough(Selection(recipe, corrections)) if labeller.per_class is not None or labeller.max_cost_usd else None
+        capped = labeller.per_class is not None or labeller.max_cost_usd is not None
+        enough = Enough(Selection(recipe, corrections), panel.recall if panel else None) if capped else None
         shares = work.desk.share(
             lambda shard: _pieces(source, total, shard, panel, work), ahead=panel.ahead if panel else 0, enough=enough
         )
@@ -95,8 +97,14 @@ def make(work: Work) -> Made | None:
     gathering = gather(shares, total, recipe, corrections)
     groups, refused = sort_out(gathering, recipe)
     gathering.quarantine += refused
-    _report(gathering, work)
+    _report(gathering, total, work)
+    if corrections and (unknown := corrections.unknown(gathering.tally.seen)):
+        work.progress.warn(f"run.labeller.corrections: {unknown} of {len(corrections)} are of images that are not among those "
+                           "looked at and usable; they change nothing")  # fmt: skip
     counts = write_rows(gathering, groups, work)
+    costs = gathering.tally.costs(sum(map(len, groups)), panel.budget.spent_usd) if panel else None
+    for line in [*label_lines(labeller, counts), *(cost_lines(costs) if costs else ())]:
+        work.progress.line(line)
     write_quarantine(work.folder, gathering.quarantine)
     seconds = max(share.seconds for share in shares) + time.perf_counter() - start
     copies = [group for group in groups if len(group) > 1]
@@ -118,7 +126,7 @@ def make(work: Work) -> Made | None:
             "seconds": seconds,
             "images_per_second": gathering.total / seconds,
             "share_seconds": [share.seconds for share in shares],
-            **({"costs": gathering.tally.costs(used)} if labeller.teacher else {}),
+            **({"costs": costs} if costs else {}),
         },
         versions={package: version(package) for package in ("numpy", "pillow", "pyarrow")},
     )
@@ -146,19 +154,26 @@ def _refuse_shared_caps(work: Work) -> None:
 def _pieces(source: SourceReader, total: int, shard: Shard, panel: TeacherPanel | None, work: Work) -> list[Piece]:
     own = range(total)[shard.index :: shard.count]
     records = panel.piece_records if panel else source.PIECE_RECORDS
-    refused: Counter[str] = Counter()
+    watch = _watch(len(own), panel, work)
     return [
         # The name says which records: should the number of a piece change, nobody takes an old piece for a new one.
         Piece(f"{own[first]:08d}-{len(own[first : first + records])}",
-              partial(_prepare, source, own, range(first, min(first + records, len(own))), refused, panel, work))
+              partial(_prepare, source, own, range(first, min(first + records, len(own))), watch, panel, work))
         for first in range(0, len(own), records)
     ]  # fmt: skip
 
 
+def _watch(total: int, panel: TeacherPanel | None, work: Work) -> Watch:
+    labeller = work.recipe.labeller
+    teachers = [teacher for teacher in (labeller.teacher, labeller.second_teacher) if teacher is not None]
+    priced = all(teacher.price is not None for teacher in teachers)
+    return Watch(work.progress, total, panel.clients if panel else (), [teacher.votes for teacher in teachers], priced)
+
+
 def _prepare(
-    source: SourceReader, own: range, of_own: range, refused: Counter[str], panel: TeacherPanel | None, work: Work, folder: Path
+    source: SourceReader, own: range, of_own: range, watch: Watch, panel: TeacherPanel | None, work: Work, folder: Path
 ) -> Settle | None:
-    """Fills a piece with some records of a share, and shows them to the teachers; `refused` counts over all pieces."""
+    """Fills a piece with some records of a share, and shows them to the teachers; `watch` goes on over all pieces."""
     places = own[of_own.start : of_own.stop]
     jpegs = panel.spool(f"{places[0]:08d}") if panel else None
     with (
@@ -174,12 +189,10 @@ def _prepare(
         made = _in_order(step, source.records(places), work.environment.thread_count())
         for done, (place, item) in enumerate(zip(places, made, strict=True), start=of_own.start + 1):
             piece.add(item)
-            if isinstance(item, Quarantined):
-                refused[item.reason] += 1
-            elif jpegs:
+            if jpegs and not isinstance(item, Quarantined):
                 jpegs.add(place, item.jpegs)
-            work.progress.step(done, len(own), "images", unseen={"prepared": done}, quarantined=refused)
-    return panel.pose(folder, jpegs).settle if panel and jpegs else None
+            watch.prepared(done, item.reason if isinstance(item, Quarantined) else None)
+    return panel.pose(folder, jpegs, watch).settle if panel and jpegs else None
 
 
 def _in_order(step: Callable[[In], Out], items: Iterable[In], threads: int) -> Iterator[Out]:
@@ -194,13 +207,16 @@ def _in_order(step: Callable[[In], Out], items: Iterable[In], threads: int) -> I
             yield waiting.popleft().result()
 
 
-def _report(gathering: Gathering, work: Work) -> None:
-    """Lines on the log; raises DataError when nothing is left."""
+def _report(gathering: Gathering, offered: int, work: Work) -> None:
+    """Lines on the log, of a source that has `offered` images; raises DataError when nothing is left."""
     quarantine, total = gathering.quarantine, gathering.total
     counts = Counter(item.reason for item in quarantine)
     text = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     if len(quarantine) == total:
         example = f"; first: {min(quarantine).source_id}: {min(quarantine).detail}" if quarantine else ""
-        raise DataError(f"none of the source's {total} images can be used: {text or 'it is empty'}{example}")
+        raise DataError(f"run.labeller.source: none of the source's {total} images can be used: {text or 'it is empty'}{example}"
+                        "; put images there, or name another source")  # fmt: skip
+    if total < offered:
+        work.progress.line(f"enough after {total} of the source's {offered} images")
     if quarantine:
         work.progress.warn(f"quarantined {len(quarantine)} of {total}: {text}")

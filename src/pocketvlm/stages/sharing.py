@@ -165,12 +165,13 @@ class Desk:
         return self.folder / f"{name[0]}" / name[1]
 
 
-def _at_most_ahead(begun: Iterator[Item], ahead: int) -> Iterator[Item]:
-    """The same items, of which at most `ahead` more than were taken have been made."""
-    waiting: deque[Item] = deque()
+def _at_most_ahead(begun: Iterator[_Begun], ahead: int) -> Iterator[_Begun]:
+    """The same pieces, of which at most `ahead` more than were taken have been filled; none, while the next was saved before:
+    those may be enough."""
+    waiting: deque[_Begun] = deque()
     for item in begun:
         waiting.append(item)
-        if len(waiting) > ahead:
+        while waiting and (len(waiting) > ahead or waiting[0].folder is None):
             yield waiting.popleft()
     yield from waiting
 

@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from pocketvlm.teacher.stats import Stats
+
 NONE = "none"
 """What the teacher says when no class fits."""
 
@@ -84,12 +86,20 @@ class Ticket(Protocol):
         Raises TeacherUnavailable (start again: what was answered is kept), CredentialsError or UserError.
         """
 
+    def done_in(self, seconds: float) -> bool:
+        """Whether `wait` would wait no more; waits so long for it to be so."""
+
 
 class Client(Protocol):
     """One teacher. Thread-safe; used as a context manager, whose end cancels what nobody waits for any more."""
 
+    stats: Stats
+
     def ask(self, images: Sequence[TeacherImage]) -> Ticket:
         """Takes images without waiting; those that the journal knows cost nothing."""
+
+    def wait_s(self) -> float:
+        """How long no call starts, because of the server's quota; 0: it is not waited for."""
 
     def __enter__(self) -> Client: ...
     def __exit__(self, *error: object) -> None: ...

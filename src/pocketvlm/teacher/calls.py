@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import httpx2
@@ -17,7 +18,7 @@ from pocketvlm.teacher.completion import Asked, Bill, Completion, judge, read_co
 from pocketvlm.teacher.endpoint import Endpoint, is_bad_image, is_filtered, names
 from pocketvlm.teacher.limiter import Call, Limiter
 from pocketvlm.teacher.question import Dialect, TeacherQuestion
-from pocketvlm.teacher.rate_headers import retry_after_s
+from pocketvlm.teacher.rate_headers import quota_of, retry_after_s
 from pocketvlm.teacher.stats import Stats
 
 BACKOFF_S, MOST_BACKOFF_S = 0.5, 20.0
@@ -78,7 +79,7 @@ class Caller:
         self._dice = random.Random()
         self.stopping = False
         """No new calls, retries neither."""
-        self._warned = False
+        self._warned = self._told_quota = False
         self._unread, self._read_any = 0, False
         """Images that the server could not read; whether it has read any."""
 
@@ -148,6 +149,7 @@ class Caller:
 
     def _judged(self, item: Item, response: httpx2.Response, completion: Completion) -> Outcome | tuple[str, str]:
         assert item.call is not None
+        self._tell_quota(response.headers)
         bill = completion.usage or Bill()
         self._limiter.succeeded(item.call, response.headers, bill.prompt_tokens + bill.completion_tokens)
         if completion.usage is None and self._endpoint.teacher.price is not None and not self._warned:
@@ -155,6 +157,13 @@ class Caller:
             self._progress.warn(f"{self._endpoint.name} does not say how many tokens a call has used: its cost is not counted")
         request_id = response.headers.get("x-request-id", "")
         return judge(item.asked, completion, request_id, self._question, self._endpoint.redacted, batched=False)
+
+    def _tell_quota(self, headers: Mapping[str, str]) -> None:
+        """Once: it says why a run takes the time that it takes."""
+        quotas = [f"{quota.limit:,.0f} {what}" for what in ("requests", "tokens") if (quota := quota_of(headers, what))]
+        if quotas and not self._told_quota:
+            self._told_quota = True
+            self._progress.line(f"{self._endpoint.name} allows {' and '.join(quotas)} a minute")
 
     def _refused(self, item: Item, error: openai.APIStatusError) -> Outcome | None:
         """Of this one image, for good, and not billed."""
@@ -192,15 +201,16 @@ class Caller:
         if self._breaker.failure(self._limiter.active_s()):
             raise self._endpoint.unavailable(f"nothing but errors for a while, the last one: {said}")
         headers = error.response.headers if isinstance(error, openai.APIStatusError) else {}
-        asked_s = retry_after_s(headers)
+        asked_s = retry_after_s(headers) or None  # "at once" is no pause
         if asked_s is not None and asked_s > LONGEST_PAUSE_S:
             raise self._endpoint.unavailable(f"it asks to come back in {asked_s / 3600:.1f} hours ({said})")
         jitter_s = self._dice.uniform(0, min(MOST_BACKOFF_S, BACKOFF_S * 2.0**failures))
-        if asked_s is None:
-            item.spent_s += jitter_s
         if item.spent_s > teacher.deadline_s:
             raise self._endpoint.unavailable(f"no answer for image {item.asked.image[:16]} in {teacher.deadline_s:g} s "
                                              f"and {item.tries} tries, the last one: {said}")  # fmt: skip
+        if asked_s is None:
+            jitter_s = min(jitter_s, teacher.deadline_s - item.spent_s)  # the last try is at the deadline, not long before it
+            item.spent_s += jitter_s
         if item.call is not None:
             self._limiter.release(item.call)
         await asyncio.sleep(jitter_s if asked_s is None else asked_s + min(jitter_s, 0.25 * asked_s))

@@ -126,7 +126,7 @@ class Limiter:
     async def start(self) -> Call:
         """Waits until a call may start; first come, first served. `release` it."""
         async with self._queue:
-            while (wait_s := self._wait_s(time.monotonic())) != 0:
+            while (wait_s := self._wait_s()) != 0:
                 self._changed.clear()
                 try:
                     async with asyncio.timeout(wait_s):
@@ -173,12 +173,14 @@ class Limiter:
         now = time.monotonic()
         return now - self._paused_s + max(0.0, self._paused_until - now)
 
-    def _wait_s(self, now: float) -> float | None:
+    def wait_s(self) -> float:
+        """How long nothing may start, however few calls are in flight."""
+        now = time.monotonic()
+        return max(0.0, self._requests.wait_s(now), self._tokens.wait_s(now), self._paused_until - now)
+
+    def _wait_s(self) -> float | None:
         """0: now; None: until something changes."""
-        if self.in_flight >= int(self._allowed):
-            return None
-        wait_s = max(self._requests.wait_s(now), self._tokens.wait_s(now), self._paused_until - now)
-        return max(0.0, wait_s)
+        return None if self.in_flight >= int(self._allowed) else self.wait_s()
 
     def _take(self, now: float) -> Call:
         self._count += 1

@@ -8,6 +8,7 @@ paid for and is lost are the calls in flight.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -59,6 +60,9 @@ class LiveTicket:
         found = [self._journal.find(image.sha256, vote) for vote in range(self._votes)]
         assert all(found), "a ticket is done when the journal has all of its outcomes"
         return [outcome for outcome in found if outcome is not None]
+
+    def done_in(self, seconds: float) -> bool:
+        return bool(concurrent.futures.wait([self._done], seconds).done)
 
     @property
     def done(self) -> bool:
@@ -124,6 +128,9 @@ class LiveClient:
             self._thread.start()
         self._loop.call_soon_threadsafe(self._take, ticket)
         return ticket
+
+    def wait_s(self) -> float:
+        return self._limiter.wait_s()
 
     def close(self) -> None:
         """Ends at once: what is in flight is dropped, what was answered is journalled."""
@@ -245,9 +252,9 @@ class LiveClient:
                 outcome = await self._caller.outcome(item)
             finally:
                 held = item.call
+            self._pay(image, outcome)
             await asyncio.wrap_future(self._journal.submit(outcome))
             self.stats.outcomes += 1
-            self._pay(image, outcome)
         finally:
             self.stats.in_flight -= 1
             self._free(held)

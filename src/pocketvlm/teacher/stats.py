@@ -19,5 +19,5 @@ class Stats:
     cached: int = 0
     """Outcomes that the journal had."""
     spent_usd: float = 0.0
-    """For new outcomes; 0 where the price is not known."""
+    """For outcomes, whether they are new or were in the journal; 0 where the price is not known."""
     in_flight: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pocketvlm.stages.labelling.pieces import Kept, Spool, read_share
 from pocketvlm.stages.labelling.tally import Tally
 from pocketvlm.stages.labelling.verdict import Judge, Verdict
 from pocketvlm.stages.sharing import Share
+from pocketvlm.teacher.answers import Panel
 
 
 class Selection:
@@ -40,21 +41,33 @@ class Selection:
         return verdict, None
 
     @property
+    def broke(self) -> bool:
+        """Whether the money is gone."""
+        return self._judge.broke
+
+    @property
     def ended(self) -> bool:
-        """Whether nothing that follows can be kept: every class has all the images that it may have, or the money is gone."""
-        return self._judge.broke or (self._per_class is not None and min(self.counts.values()) >= self._per_class)
+        """Whether nothing that follows is kept: every class has all the images that it may have, or the money is gone."""
+        return self.broke or (self._per_class is not None and min(self.counts.values()) >= self._per_class)
 
 
 class Enough:
     """Says when the pieces of the source that were seen so far will do."""
 
-    def __init__(self, selection: Selection) -> None:
-        self._selection = selection
+    def __init__(self, selection: Selection, recall: Callable[[Path, Sequence[tuple[int, Panel]]], None] | None) -> None:
+        """`recall` is told what each piece has of the teachers, by place in the source."""
+        self._selection, self._recall = selection, recall
+        self._records = 0
 
     def __call__(self, piece: Path) -> bool:
-        for item in read_share([piece]):
+        panels = []
+        for place, item in enumerate(read_share([piece]), start=self._records):
+            self._records = place + 1
             if isinstance(item, Kept):
                 self._selection.take(item)
+                panels.append((place, item.answers))
+        if self._recall:
+            self._recall(piece, panels)
         return self._selection.ended
 
 
@@ -73,13 +86,18 @@ class Gathering:
         self.total = 0
 
     def add(self, items: Iterable[Kept | Quarantined]) -> None:
-        """The next records of the source."""
+        """The next records of the source. Nothing depends on those behind the end, of which there are more or fewer."""
         for item in items:
+            if self._selection.ended:
+                if isinstance(item, Kept):
+                    self.tally.pay(item, counts=False)
+                continue
             self.total += 1
             if isinstance(item, Quarantined):
                 self.quarantine.append(item)
                 continue
             verdict, refused = self._selection.take(item)
+            self.tally.pay(item, counts=not self._selection.broke)
             self.tally.add(item, verdict)
             if refused is not None:
                 self.quarantine.append(refused)

@@ -6,13 +6,16 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
+from pocketvlm.errors import Corrupt
 from pocketvlm.run_file import Recipe
 from pocketvlm.stages.labelling.pieces import write_answers
+from pocketvlm.stages.labelling.watch import LOOK_EVERY_S, Watch
 from pocketvlm.stages.stage import Work
-from pocketvlm.teacher.answers import Client, TeacherImage, Ticket
+from pocketvlm.teacher.answers import Client, Panel, Reply, TeacherImage, Ticket
 from pocketvlm.teacher.budget import Budget
 from pocketvlm.teacher.open import open_teacher
 
@@ -53,11 +56,13 @@ def _rhythm(recipe: Recipe) -> tuple[int, int]:
     """Records of a piece, and pieces that may wait for answers.
 
     A batch cannot be ended early, so where a cap may end the run there is one at a time: of the images that would fill the
-    classes if all were kept.
+    classes if all were kept. Of two teachers one would run ahead of the other and of the money: as far as it calls at once.
     """
     labeller = recipe.labeller
     teachers = [teacher for teacher in (labeller.teacher, labeller.second_teacher) if teacher is not None]
     if all(teacher.way == "live" for teacher in teachers):
+        if len(teachers) > 1 and labeller.max_cost_usd is not None:
+            return min(LIVE_PIECE_RECORDS, sum(teacher.in_flight for teacher in teachers)), 0
         return LIVE_PIECE_RECORDS, 1 + 2 * sum(teacher.in_flight for teacher in teachers) // LIVE_PIECE_RECORDS
     if labeller.per_class is not None:
         return min(BATCH_PIECE_RECORDS, labeller.per_class * len(recipe.task.classes)), 0
@@ -77,10 +82,22 @@ class TeacherPanel:
     """Images that are given to them at once."""
     ahead: int
     """Pieces that wait for answers while the next are prepared."""
+    posed: set[Path] = field(default_factory=set)
+    """Pieces that were given to them by this process."""
 
-    def pose(self, piece: Path, jpegs: JpegSpool) -> Posed:
+    def recall(self, piece: Path, panels: Sequence[tuple[int, Panel]]) -> None:
+        """Counts the money of a piece that was saved before, by place in the source: its answers are in the journal."""
+        if piece in self.posed:
+            return
+        for number, client in enumerate(self.clients):
+            answered = [(place, own[number]) for place, own in panels if own[number]]
+            client.ask([TeacherImage(place, outcomes[0].image, 0, _gone) for place, outcomes in answered]).wait()
+            client.stats.cached = 0  # progress is about the images that are shown from now on
+
+    def pose(self, piece: Path, jpegs: JpegSpool, watch: Watch) -> Posed:
         """Gives the images of a piece to every teacher, without waiting."""
-        return Posed(piece, jpegs, [client.ask(jpegs.images(number)) for number, client in enumerate(self.clients)])
+        self.posed.add(piece)
+        return Posed(piece, jpegs, [client.ask(jpegs.images(number)) for number, client in enumerate(self.clients)], watch)
 
     def spool(self, name: str) -> JpegSpool:
         """An empty place for the JPEGs of a piece."""
@@ -128,6 +145,11 @@ class _Slice:
             return file.read(self.size)
 
 
+def _gone() -> NoReturn:
+    raise Corrupt("an answer of a piece under partial/datasets/ is no longer under answers/; put it back, or delete "
+                  "the pieces of this dataset: then it is asked and paid for again")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Posed:
     """A piece that teachers are busy with."""
@@ -135,9 +157,17 @@ class Posed:
     piece: Path
     jpegs: JpegSpool
     tickets: Sequence[Ticket]
+    watch: Watch
 
     def settle(self) -> None:
         """Waits for every answer and adds them to the piece."""
-        replies = [ticket.wait() for ticket in self.tickets]
-        write_answers(self.piece, ([reply.outcomes for reply in of_image] for of_image in zip(*replies, strict=True)))
+        replies: dict[int, Sequence[Reply]] = {}
+        while len(replies) < len(self.tickets):  # in turn: where one teacher fails, nobody waits a day for the other's batch
+            for number, ticket in enumerate(self.tickets):
+                if number not in replies and ticket.done_in(LOOK_EVERY_S):
+                    replies[number] = ticket.wait()
+            self.watch.tell()
+        in_order = [replies[number] for number in range(len(self.tickets))]
+        write_answers(self.piece, ([reply.outcomes for reply in of_image] for of_image in zip(*in_order, strict=True)))
+        self.watch.settled(len(self.jpegs.images(0)))
         self.jpegs.clear()

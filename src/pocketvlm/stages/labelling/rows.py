@@ -54,13 +54,14 @@ def _balanced(gathering: Gathering, sound: Sequence[int], recipe: Recipe) -> tup
     labels = [record.label for record in gathering.spool.records]
     balance = recipe.labeller.balance
     counts = Counter(dict.fromkeys(recipe.task.classes, 0) | Counter(labels[index] for index in sound))
-    most = None if balance is None else int(balance * min(counts.values()))
+    smallest = min(counts, key=lambda name: counts[name])
+    # Where a class cannot be split at all, that is the error to tell. Rounded: 1.15 times 100 is a little less than 115.
+    most = None if balance is None or counts[smallest] < len(SPLITS) else int(round(balance * counts[smallest], 6))
     kept, too_many = [], []
     seen: Counter[str] = Counter()
     for index in sound:
         seen[labels[index]] += 1
         if most is not None and seen[labels[index]] > most:
-            smallest = min(counts, key=lambda name: counts[name])
             detail = f"{labels[index]} has {most} images, balance {balance:g} times the {counts[smallest]} of {smallest}"
             too_many.append(Quarantined(gathering.spool.records[index].source_id, "unbalanced", detail))
         else:
@@ -106,8 +107,10 @@ def _row(gathering: Gathering, index: int, split: str, recipe: Recipe) -> Row:
         url=record.url,
         author=record.author,
         licence=record.licence,
+        labelled_by="person" if verdict.by_person else "teacher" if recipe.labeller.teacher else "source",
         teacher_model=verdict.model,
         teacher_reason=verdict.reason,
+        teacher_runner_up=verdict.runner_up,
         teacher_confidence=verdict.confidence,
         teacher_votes=verdict.votes,
         teacher_request_id=verdict.request_id,

@@ -24,12 +24,13 @@ class _Sheet:
         self._sums: Counter[str] = Counter()
         self.usd: float | None = None if teacher.price is None else 0.0
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome, *, counts: bool) -> None:
         if (outcome.image, outcome.vote) in self._seen:
             return
         self._seen.add((outcome.image, outcome.vote))
-        self._kinds[outcome.kind] += 1
-        self._models.add(outcome.model)
+        if counts:
+            self._kinds[outcome.kind] += 1
+            self._models.add(outcome.model)
         self._sums.update(
             calls=outcome.calls, input_tokens=outcome.usage.input_tokens, output_tokens=outcome.usage.output_tokens
         )
@@ -55,12 +56,20 @@ class Tally:
         self._agreements: list[float] = []
         self._pairs: Counter[tuple[str, str]] = Counter()
         self._checked: list[tuple[str | None, str]] = []
+        self.seen: set[str] = set()
+        """Sha256 of every usable image."""
 
-    def add(self, item: Kept, verdict: Verdict) -> None:
-        """One usable image and what became of it."""
+    def pay(self, item: Kept, *, counts: bool) -> None:
+        """The answers for one image. Only if it `counts` are they facts: how many were in flight at the end is chance."""
         for sheet, own in zip(self._sheets, item.answers, strict=False):
             for outcome in own:
-                sheet.add(outcome)
+                sheet.add(outcome, counts=counts)
+
+    def add(self, item: Kept, verdict: Verdict) -> None:
+        """One usable image and what became of it. Equal ones count once."""
+        if item.sha256 in self.seen:
+            return
+        self.seen.add(item.sha256)
         if verdict.agreement is not None:
             self._agreements.append(verdict.agreement)
         if len(verdict.by_teacher) == 2 and verdict.by_teacher[0] and verdict.by_teacher[1]:
@@ -85,10 +94,13 @@ class Tally:
             facts["corrections"] = accuracy_of(self._checked)
         return facts
 
-    def costs(self, kept: int) -> dict[str, Any]:
-        """Calls, tokens and US dollars of all answers, whoever paid for them; `usd_per_kept_label` for `kept` images."""
+    def costs(self, kept: int, asked_usd: float) -> dict[str, Any]:
+        """Calls, tokens and US dollars of all answers, whoever paid for them; `usd_per_kept_label` for `kept` images.
+
+        `asked_usd` is what this process knows of: more than the images that were looked at, if some were asked ahead.
+        """
         known = [sheet.usd for sheet in self._sheets if sheet.usd is not None]
-        total = round(sum(known), 6) if known and len(known) == len(self._sheets) else None
+        total = round(max(sum(known), asked_usd), 6) if known and len(known) == len(self._sheets) else None
         return {
             "teachers": [sheet.costs() for sheet in self._sheets], "usd": total,
             "usd_per_kept_label": None if total is None or not kept else round(total / kept, 8),

@@ -32,6 +32,7 @@ class Verdict:
     """Share of the votes for `by_machine`."""
     votes: int | None = None
     reason: str | None = None
+    runner_up: str | None = None
     model: str | None = None
     request_id: str | None = None
     cost_usd: float | None = None
@@ -73,7 +74,8 @@ class Judge:
     def _by_teachers(self, panel: Panel) -> Verdict:
         cost = self._cost(panel)
         if self._over_budget(panel):
-            return Verdict(problem=Problem("over_budget", f"max_cost_usd {self._labeller.max_cost_usd:g} was reached before"))
+            spent = f"max_cost_usd {self._labeller.max_cost_usd:g} is spent, by this image or before"
+            return Verdict(problem=Problem("over_budget", spent))
         outcomes = [outcome for own in panel for outcome in own]
         votes = [outcome for outcome in outcomes if outcome.answer is not None]
         if not votes:
@@ -82,14 +84,15 @@ class Judge:
         label = self._commonest(votes)
         own = [outcome for outcome in votes if _label(outcome) == label]
         best = max(own, key=lambda outcome: (_confidence(outcome), -outcomes.index(outcome)))
-        confidence = sum(map(_confidence, own)) / len(own)
-        agreement = len(own) / len(votes)
+        # Rounded before they are compared: the mean of three times 0.7 is a little less.
+        confidence, agreement = round(sum(map(_confidence, own)) / len(own), 6), round(len(own) / len(votes), 6)
         problem = self._problem(label, confidence, agreement)
         return Verdict(
             "" if problem else label, problem, by_machine=label,
             by_teacher=tuple(self._commonest(valid) if (valid := [o for o in own if o.answer]) else None for own in panel),
-            confidence=round(confidence, 6), agreement=round(agreement, 6), votes=len(own), reason=_reason(best),
-            model=best.model, request_id=best.request_id, cost_usd=cost,
+            confidence=confidence, agreement=agreement, votes=len(own), reason=_text(best, "reason"),
+            runner_up=_text(best, "runner_up"), model=best.model,
+            request_id=best.request_id, cost_usd=cost,
         )  # fmt: skip
 
     def _problem(self, label: str, confidence: float, agreement: float) -> Problem | None:
@@ -111,7 +114,7 @@ class Judge:
     def _cost(self, panel: Panel) -> float | None:
         costs = [_price(teacher, outcome) for teacher, own in zip(self._teachers, panel, strict=True) for outcome in own]
         known = [cost for cost in costs if cost is not None]
-        return round(sum(known), 9) if known else None
+        return round(sum(known), 9) if len(known) == len(costs) else None
 
     def _over_budget(self, panel: Panel) -> bool:
         """Whether the sum passes the cap with this image, or has before: then nothing that follows is kept."""
@@ -150,6 +153,6 @@ def _confidence(outcome: Outcome) -> float:
     return float(outcome.answer["confidence"])
 
 
-def _reason(outcome: Outcome) -> str | None:
+def _text(outcome: Outcome, key: str) -> str | None:
     assert outcome.answer is not None, "only valid answers vote"
-    return str(outcome.answer.get("reason") or "") or None
+    return str(outcome.answer.get(key) or "") or None
