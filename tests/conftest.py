@@ -49,6 +49,13 @@ from runs import SMALL, job  # noqa: E402
 StoreFactory = Callable[..., Store]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, those of one file, and the long ones that share a run, stay together."""
+    for item in items:
+        layers = [name for name in ("chain", "real_size") if item.get_closest_marker(name)]
+        item.add_marker(pytest.mark.xdist_group(layers[0] if layers else str(item.path)))
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """An S3 server on loopback and keys that it accepts."""
