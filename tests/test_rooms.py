@@ -33,7 +33,7 @@ OWNERS = {
     "botocore": ("artifacts/s3",),
     "s3transfer": ("artifacts/s3",),
     "openai": ("teacher/",),
-    "urllib3": ("sources/wire.py", "cluster/api.py"),
+    "urllib3": ("sources/web/wire.py", "cluster/api.py"),
     "kagglesdk": ("sources/kaggle.py",),
     "datasets": ("sources/",),
     "kubernetes": ("cluster/api.py",),

@@ -27,8 +27,9 @@ from raw_server import Asked, RawServer, http
 
 from pocketvlm.errors import DataError, RunFileError, SourceUnavailable, UserError
 from pocketvlm.run_file.source import Fetch
-from pocketvlm.sources.fetch import Fetcher, retry_after_s
 from pocketvlm.sources.record import Problem
+from pocketvlm.sources.web.download import download
+from pocketvlm.sources.web.fetch import Fetcher, retry_after_s
 
 BIG = bytes(range(256)) * 4000
 BIG_SHA = hashlib.sha256(BIG).hexdigest()
@@ -379,7 +380,7 @@ def test_large_file_is_downloaded_once_and_leaves_nothing_beside_it(server: RawS
     path = tmp_path / "deep" / "big.zip"
     with fetcher(server) as there:
         for _ in range(2):
-            there.download(f"{server.url}/big", path, BIG_SHA, len(BIG))
+            download(there, f"{server.url}/big", path, BIG_SHA, len(BIG))
     assert path.read_bytes() == BIG
     assert server.paths() == ["/big"]
     assert names(path.parent) == ["big.zip"]
@@ -390,10 +391,10 @@ def test_large_file_goes_on_where_a_lost_connection_left_it(server: RawServer, t
     path = tmp_path / "big.zip"
     with fetcher(server, deadline_s=0.4) as there:
         with pytest.raises(SourceUnavailable, match="stopped at 700000 bytes"):
-            there.download(f"{server.url}/big", path, BIG_SHA, len(BIG))
+            download(there, f"{server.url}/big", path, BIG_SHA, len(BIG))
         assert not path.exists()
         server.routes["/big"] = ranged(BIG)
-        there.download(f"{server.url}/big", path, BIG_SHA, len(BIG))
+        download(there, f"{server.url}/big", path, BIG_SHA, len(BIG))
     assert path.read_bytes() == BIG
     assert (server.asked[-1].headers["range"], server.asked[-1].headers["if-range"]) == ("bytes=700000-", '"1"')
 
@@ -403,9 +404,9 @@ def test_large_file_that_changed_on_the_server_starts_over(server: RawServer, tm
     server.routes["/big"] = ranged(b"old" * len(BIG), etag='"0"', stop_at=700_000)
     with fetcher(server, deadline_s=0.3) as there:
         with pytest.raises(SourceUnavailable):
-            there.download(f"{server.url}/big", path, BIG_SHA, 2 * len(BIG) * 3)
+            download(there, f"{server.url}/big", path, BIG_SHA, 2 * len(BIG) * 3)
         server.routes["/big"] = ranged(BIG, etag='"1"')
-        there.download(f"{server.url}/big", path, BIG_SHA, len(BIG))
+        download(there, f"{server.url}/big", path, BIG_SHA, len(BIG))
     assert path.read_bytes() == BIG
 
 
@@ -415,7 +416,7 @@ def test_whatever_a_killed_process_left_the_file_is_right_in_the_end(server: Raw
     path = tmp_path / "big.zip"
     (tmp_path / "big.zip.part").write_bytes(left)
     with fetcher(server) as there:
-        there.download(f"{server.url}/big", path, BIG_SHA, len(BIG))
+        download(there, f"{server.url}/big", path, BIG_SHA, len(BIG))
     assert path.read_bytes() == BIG
     assert names(tmp_path) == ["big.zip"]
 
@@ -426,7 +427,7 @@ def test_large_file_with_another_sha256_is_deleted_and_says_what_to_do(server: R
         fetcher(server) as there,
         pytest.raises(DataError, match=f"{BIG_SHA}, not {'0' * 64}; if you trust what is served there now"),
     ):
-        there.download(f"{server.url}/big", tmp_path / "big.zip", "0" * 64, len(BIG))
+        download(there, f"{server.url}/big", tmp_path / "big.zip", "0" * 64, len(BIG))
     assert names(tmp_path) == []
 
 
@@ -434,9 +435,9 @@ def test_large_file_that_is_too_large_or_not_there_is_the_datas_fault(server: Ra
     server.routes["/big"] = ranged(BIG)
     with fetcher(server) as there:
         with pytest.raises(DataError, match="more than 1000 bytes"):
-            there.download(f"{server.url}/big", tmp_path / "big.zip", BIG_SHA, 1000)
+            download(there, f"{server.url}/big", tmp_path / "big.zip", BIG_SHA, 1000)
         with pytest.raises(DataError, match="answers 404; check the address"):
-            there.download(f"{server.url}/none", tmp_path / "big.zip", BIG_SHA, 1000)
+            download(there, f"{server.url}/none", tmp_path / "big.zip", BIG_SHA, 1000)
     assert not (tmp_path / "big.zip").exists()
 
 
@@ -444,10 +445,11 @@ DOWNLOADING = """
 import sys
 from pathlib import Path
 from pocketvlm.run_file.source import Fetch
-from pocketvlm.sources.fetch import Fetcher
+from pocketvlm.sources.web.download import download
+from pocketvlm.sources.web.fetch import Fetcher
 url, place, path, sha = sys.argv[1:]
 with Fetcher(Fetch(allow_http=True, allow_private_hosts=True), {place}) as there:
-    there.download(url, Path(path), sha, 10_000_000)
+    download(there, url, Path(path), sha, 10_000_000)
 """
 
 

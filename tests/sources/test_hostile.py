@@ -21,10 +21,10 @@ from raw_server import Asked, RawServer, http
 
 from pocketvlm.errors import RunFileError, SourceUnavailable
 from pocketvlm.run_file.source import Fetch
-from pocketvlm.sources.addresses import system_resolve
-from pocketvlm.sources.fetch import Fetcher
 from pocketvlm.sources.record import Problem
-from pocketvlm.sources.wire import system_dial
+from pocketvlm.sources.web.addresses import system_resolve
+from pocketvlm.sources.web.fetch import Fetcher
+from pocketvlm.sources.web.wire import system_dial
 
 PUBLIC, OTHER_PUBLIC = "93.184.216.34", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
 MAX_BYTES = 100_000

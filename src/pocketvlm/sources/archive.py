@@ -12,10 +12,10 @@ from functools import cached_property
 
 from pocketvlm.errors import DataError, RunFileError
 from pocketvlm.run_file.source import ArchiveSource
-from pocketvlm.sources.archive_tar import TarMembers
-from pocketvlm.sources.archive_zip import ZipMembers
 from pocketvlm.sources.class_folders import ClassFolders, is_litter, printable
-from pocketvlm.sources.members import Limits, Member, Members
+from pocketvlm.sources.packed.members import Limits, Member, Members
+from pocketvlm.sources.packed.tar import TarMembers
+from pocketvlm.sources.packed.zip import ZipMembers
 from pocketvlm.sources.record import Context, Problem, Record, SourceReader, hint
 
 TAR_PACKINGS = {".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tbz2": "bz2", ".tar.xz": "xz", ".txz": "xz"}

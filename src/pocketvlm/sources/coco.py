@@ -17,9 +17,9 @@ from urllib.parse import quote, urlsplit
 from pocketvlm.errors import DataError, RunFileError
 from pocketvlm.run_file import CocoSource
 from pocketvlm.sources.coco_index import CocoImage, CocoIndex, is_remote, load_index
-from pocketvlm.sources.fetch import Fetcher
 from pocketvlm.sources.record import Context, Problem, Record, SourceReader, hint
 from pocketvlm.sources.turns import in_turn, untaken
+from pocketvlm.sources.web.fetch import Fetcher
 
 CATEGORIES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant",

@@ -23,8 +23,9 @@ from urllib.parse import urlsplit
 
 from pocketvlm.errors import DataError, RunFileError, UserError
 from pocketvlm.run_file import CocoSource
-from pocketvlm.sources.fetch import Fetcher
 from pocketvlm.sources.record import Context
+from pocketvlm.sources.web.download import download
+from pocketvlm.sources.web.fetch import Fetcher
 
 FORMAT = 1
 """Of the index; another number and it is made anew."""
@@ -227,7 +228,7 @@ def _annotations(source: CocoSource, context: Context, folder: Path) -> Path:
     if not path.exists():
         context.progress.line(f"downloading COCO's annotations to {path}, once for all runs")
     with Fetcher(source.fetch, {urlsplit(source.annotations).netloc}) as fetcher:
-        fetcher.download(source.annotations, path, source.annotations_sha256, MAX_DOWNLOAD_BYTES)
+        download(fetcher, source.annotations, path, source.annotations_sha256, MAX_DOWNLOAD_BYTES)
     return path
 
 

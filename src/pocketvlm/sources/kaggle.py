@@ -12,8 +12,8 @@ from typing import IO, TYPE_CHECKING
 from pocketvlm.errors import CredentialsError, DataError, PocketVLMError, RunFileError, SourceUnavailable, UserError
 from pocketvlm.run_file.source import ArchiveSource, KaggleSource
 from pocketvlm.sources.archive import Archive
-from pocketvlm.sources.download import locked
 from pocketvlm.sources.record import Context, Record, SourceReader
+from pocketvlm.sources.web.download import locked
 
 if TYPE_CHECKING:
     from kagglesdk.kaggle_http_client import KaggleHttpClient  # type: ignore[import-untyped]

@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 from pocketvlm.errors import RunFileError
 from pocketvlm.run_file import UnsplashSource
-from pocketvlm.sources.fetch import Fetcher
 from pocketvlm.sources.record import Context, Problem, Record, SourceReader
 from pocketvlm.sources.turns import in_turn, untaken
 from pocketvlm.sources.unsplash_api import PER_PAGE, Clock, UnsplashApi, found
 from pocketvlm.sources.unsplash_lite import Lite
 from pocketvlm.sources.unsplash_photo import Photo, attributed, attribution, image_url
+from pocketvlm.sources.web.fetch import Fetcher
 
 IMAGE_HOST = "images.unsplash.com"
 LICENCE = "Unsplash License (https://unsplash.com/license)"

@@ -25,9 +25,9 @@ from pocketvlm.artifacts.store import KeyMissing, Store
 from pocketvlm.errors import Corrupt, CredentialsError, SourceUnavailable
 from pocketvlm.progress import Progress, duration
 from pocketvlm.run_file import UnsplashSource
-from pocketvlm.sources.fetch import Fetcher, Response
 from pocketvlm.sources.record import Context
 from pocketvlm.sources.unsplash_photo import Photo
+from pocketvlm.sources.web.fetch import Fetcher, Response
 
 PER_PAGE = 30
 """Most photographs of one search."""

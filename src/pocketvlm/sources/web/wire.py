@@ -18,7 +18,7 @@ from typing import Any
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from pocketvlm.sources.addresses import Hosts, Refused, Resolve, Target
+from pocketvlm.sources.web.addresses import Hosts, Refused, Resolve, Target
 
 Dial = Callable[[str, int, float], socket.socket]
 """Address, port and seconds -> a connected socket. Raises OSError."""

@@ -23,9 +23,9 @@ from urllib.parse import urljoin, urlsplit
 
 from pocketvlm.errors import RunFileError, SourceUnavailable, UserError
 from pocketvlm.run_file.source import Fetch
-from pocketvlm.sources.addresses import Hosts, Refused, Resolve, system_resolve
 from pocketvlm.sources.record import Problem
-from pocketvlm.sources.wire import SPARE_BYTES, Budget, Dial, Failed, Head, Wire, system_dial
+from pocketvlm.sources.web.addresses import Hosts, Refused, Resolve, system_resolve
+from pocketvlm.sources.web.wire import SPARE_BYTES, Budget, Dial, Failed, Head, Wire, system_dial
 
 LOST_IN_A_ROW = 20
 """URLs that stay unavailable, one after the other, before the whole source counts as unavailable."""
@@ -75,7 +75,8 @@ class Fetcher:
                                "write `host` or `host:port`") from error
         self.settings = settings
         self._wire = Wire(self._hosts, resolve, dial, ca_certs)
-        self._ending = threading.Event()
+        self.ending = threading.Event()
+        """Set when it is closed: whoever waits for a next try gives up."""
         self._lock = threading.Lock()
         self._probing = threading.Lock()
         self._succeeded: tuple[float, str] = (float("-inf"), "")
@@ -91,7 +92,7 @@ class Fetcher:
 
     def close(self) -> None:
         """Ends what other threads still wait for, too."""
-        self._ending.set()
+        self.ending.set()
         self._wire.close()
 
     def get(self, url: str) -> bytes | Problem:
@@ -99,7 +100,7 @@ class Fetcher:
 
         Raises SourceUnavailable when the deadline passed and nothing else can be downloaded either.
         """
-        return self._get(url, self._ending)
+        return self._get(url, self.ending)
 
     def get_all(self, urls: Iterable[str]) -> Iterator[bytes | Problem]:
         """As `get`, in the order of `urls`, several at once; few wait in memory."""
@@ -135,7 +136,7 @@ class Fetcher:
         `headers` are not sent on to another host. Only lost connections are tried again. Raises UserError for a URL that must
         not be asked, SourceUnavailable when no answer came until the deadline.
         """
-        pauses = Pauses(self.settings.deadline_s, self._ending)
+        pauses = Pauses(self.settings.deadline_s, self.ending)
         while True:
             try:
                 with self.follow(url, self._budget(max_bytes, pauses.until), own=headers or {}) as head:
@@ -146,12 +147,6 @@ class Fetcher:
                 if not (error.again and pauses.wait()):
                     raise SourceUnavailable(f"{shown(url)}: no answer within {self.settings.deadline_s:g} s ({error}); "
                                             "check the network, then run again") from error
-
-    def download(self, url: str, path: Path, sha256: str, max_bytes: int) -> None:
-        """One large file to `path`, unless it is there already. See `download.fetch_file`, also for what is raised."""
-        from pocketvlm.sources.download import fetch_file
-
-        fetch_file(self, url, path, sha256, max_bytes, self._ending)
 
     @contextmanager
     def follow(
@@ -191,7 +186,7 @@ class Fetcher:
             if not isinstance(answer, Later):
                 return answer
             if not (answer.again and pauses.wait(answer.retry_after_s)):
-                if ending.is_set() or self._ending.is_set():
+                if ending.is_set() or self.ending.is_set():
                     raise SourceUnavailable(f"{shown(url)}: given up, since the others were ({answer.why})")
                 return self._give_up(url, begun, answer.why)
 
@@ -241,13 +236,13 @@ class Pauses:
     def __init__(self, deadline_s: float, ending: threading.Event) -> None:
         self.until = time.monotonic() + deadline_s
         self._longest_s = FIRST_PAUSE_S
-        self._ending = ending
+        self.ending = ending
 
     def wait(self, at_least_s: float = 0.0) -> bool:
         """Whether there is another try; at once False if that could only come after the deadline."""
         left = self.until - time.monotonic()
         pause = at_least_s + random.uniform(0, min(self._longest_s, max(left - at_least_s, 0)))
-        if pause >= left or self._ending.wait(pause):
+        if pause >= left or self.ending.wait(pause):
             return False
         self._longest_s = min(2 * self._longest_s, LONGEST_PAUSE_S)
         return True

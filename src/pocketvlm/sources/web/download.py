@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +12,18 @@ from pathlib import Path
 from typing import IO
 
 from pocketvlm.errors import DataError, SourceUnavailable, UserError
-from pocketvlm.sources.addresses import Refused
-from pocketvlm.sources.fetch import AGAIN, Fetcher, Pauses, retry_after_s, shown
-from pocketvlm.sources.wire import SPARE_BYTES, Budget, Failed, Head
+from pocketvlm.sources.web.addresses import Refused
+from pocketvlm.sources.web.fetch import AGAIN, Fetcher, Pauses, retry_after_s, shown
+from pocketvlm.sources.web.wire import SPARE_BYTES, Budget, Failed, Head
 
 SLOWEST_BYTES_PER_S = 100_000
 """A server that is slower all the time is given up; what it has sent stays."""
 
 
-def fetch_file(fetcher: Fetcher, url: str, path: Path, sha256: str, max_bytes: int, ending: threading.Event) -> None:
-    """Downloads `url` to `path`, by way of `path`.part, which outlives this process; a second process waits for the first.
+def download(fetcher: Fetcher, url: str, path: Path, sha256: str, max_bytes: int) -> None:
+    """Downloads `url` to `path`, unless it is there already, by way of `path`.part, which outlives this process.
 
+    A second process waits for the first.
     Raises UserError for a URL that must not be asked, SourceUnavailable when no bytes came for `deadline_s`, DataError for a
     file that is not there, too large, or has another sha256.
     """
@@ -35,7 +35,7 @@ def fetch_file(fetcher: Fetcher, url: str, path: Path, sha256: str, max_bytes: i
             return
         begun = os.fstat(file.fileno()).st_size > 0
         for _ in range(2 if begun else 1):
-            _Filling(fetcher, url, file, part, max_bytes, ending).run()
+            _Filling(fetcher, url, file, part, max_bytes).run()
             found = _sha256(part)
             if found == sha256:
                 os.fsync(file.fileno())
@@ -71,16 +71,14 @@ def has_sha256(path: Path, sha256: str) -> bool:
 class _Filling:
     """Adds to the part until the server says that it is whole."""
 
-    def __init__(
-        self, fetcher: Fetcher, url: str, file: IO[bytes], part: Path, max_bytes: int, ending: threading.Event
-    ) -> None:
+    def __init__(self, fetcher: Fetcher, url: str, file: IO[bytes], part: Path, max_bytes: int) -> None:
         self._fetcher, self._url, self._file, self._part = fetcher, url, file, part
-        self._max_bytes, self._ending = max_bytes, ending
+        self._max_bytes = max_bytes
         self._until = time.monotonic() + fetcher.settings.deadline_s + max_bytes / SLOWEST_BYTES_PER_S
 
     def run(self) -> None:
-        """Raises as `fetch_file`."""
-        pauses = Pauses(self._fetcher.settings.deadline_s, self._ending)
+        """Raises as `download`."""
+        pauses = Pauses(self._fetcher.settings.deadline_s, self._fetcher.ending)
         while True:
             before = self._size()
             again, least_s = True, 0.0
@@ -97,7 +95,7 @@ class _Filling:
             except Failed as error:
                 why, again = str(error), error.again
             if self._size() > before:
-                pauses = Pauses(self._fetcher.settings.deadline_s, self._ending)
+                pauses = Pauses(self._fetcher.settings.deadline_s, self._fetcher.ending)
             if not again or time.monotonic() > self._until or not pauses.wait(least_s):
                 raise SourceUnavailable(f"{shown(self._url)}: stopped at {self._size()} bytes ({why}); check the network, then "
                                         "run again: it goes on from there")

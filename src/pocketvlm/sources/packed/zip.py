@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from pocketvlm.sources.members import CHUNK_BYTES, Limits, Member, Members
+from pocketvlm.sources.packed.members import CHUNK_BYTES, Limits, Member, Members
 from pocketvlm.sources.record import Problem
 
 ENTRY = b"PK\x01\x02"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from pocketvlm.sources.members import CHUNK_BYTES, Limits, Member, Members
+from pocketvlm.sources.packed.members import CHUNK_BYTES, Limits, Member, Members
 from pocketvlm.sources.record import Problem
 
 HEADER_BYTES = 262_144
