@@ -17,7 +17,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -145,10 +145,12 @@ def main() -> int:
     """Prints the table; the file's path is the last line."""
     parser = argparse.ArgumentParser(prog="python -m bench.teacher", description="The labeller with a teacher.")
     parser.add_argument("--case", type=int, action="append", help=f"only these, from 0 to {len(CASES) - 1}; default: all")
+    parser.add_argument("--images", type=int, help="of each case; default: as its name says")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args()
     started = datetime.now(UTC)
     chosen = [CASES[place] for place in options.case] if options.case else list(CASES)
+    chosen = [replace(case, images=options.images or case.images) for case in chosen]
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         figures = [measure(case, Path(name) / "case") for case in chosen]
     result = {"started": started.isoformat(timespec="seconds"), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2),

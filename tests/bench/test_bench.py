@@ -89,3 +89,14 @@ def test_the_labeller_makes_the_same_dataset_on_one_two_and_four_shards(tmp_path
     assert done.stdout.splitlines()[-1] == str(file)
     figures = json.loads(file.read_text())["figures"]
     assert [(row["shards"], len(row["share_seconds"])) for row in figures] == [(1, 1), (2, 2), (4, 4)]
+
+
+def test_a_teachers_faults_cost_no_more_calls_than_they_force(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.teacher", "--case", "2", "--images", "150", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (file,) = tmp_path.iterdir()
+    assert done.stdout.splitlines()[-1] == str(file)
+    (row,) = json.loads(file.read_text())["figures"]
+    assert row["billed"] == 150 and row["forced"] > 10
+    assert row["calls"] <= 1.01 * (150 + row["forced"])

@@ -68,8 +68,8 @@ def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
         if teacher := getattr(labeller, name):
             question = TeacherQuestion(teacher, task, folder, where=f"run.labeller.{name}")
             price = teacher.price and teacher.price.model_dump(exclude=set() if teacher.way == "batch" else {"batch_share"})
-            values[name] = {"question": question.key, "image_px": teacher.image_px, "jpeg_quality": JPEG_QUALITY,
-                            "votes": teacher.votes, "price": price}  # fmt: skip
+            values[name] = {"question": question.key, "prompt_sha256": question.prompt_sha256, "image_px": teacher.image_px,
+                            "jpeg_quality": JPEG_QUALITY, "votes": teacher.votes, "price": price}  # fmt: skip
     if corrections := _corrections(recipe, folder):
         values["corrections"] = corrections.fingerprint()
     return values
