@@ -18,6 +18,7 @@ class _Sheet:
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
+        self.votes = teacher.votes
         self._seen: set[tuple[str, int]] = set()
         self._kinds: Counter[str] = Counter()
         self._models: set[str] = set()
@@ -82,7 +83,7 @@ class Tally:
         facts: dict[str, Any] = {}
         if self._sheets:
             facts["teachers"] = [sheet.facts() for sheet in self._sheets]
-            if self._agreements:
+            if self._agreements and sum(sheet.votes for sheet in self._sheets) > 1:  # one vote always agrees
                 facts["agreement"] = round(sum(self._agreements) / len(self._agreements), 6)
         if len(self._sheets) == 2:
             facts["second_opinion"] = {
