@@ -51,8 +51,8 @@ check: $(READY) ## style and types
 
 # The tests of a cluster assert times of what they share with nobody; the others share the cores of this machine.
 test: check llama-cpp ## all tests
-	@$(BIN)/pytest -m "not cluster" --numprocesses 2 --dist loadgroup
-	@$(BIN)/pytest -m cluster
+	@runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && export POCKETVLM_TEST_RUNS=$$runs && \
+	$(BIN)/pytest -m "not cluster" --numprocesses 2 --dist loadgroup && $(BIN)/pytest -m cluster
 
 test-fast: check ## the tests that need no llama.cpp
 	@$(BIN)/pytest -m "not llamacpp and not chain and not real_size"

@@ -49,6 +49,7 @@ from runs import SMALL, job  # noqa: E402
 StoreFactory = Callable[..., Store]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes share the tests, those of one file, and the long ones that share a run, stay together."""
     for item in items:
@@ -341,8 +342,9 @@ def built() -> None:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory, built: None) -> Place:
-    """jobs/digits.yaml as it is, run to its end."""
-    there = place(tmp_path_factory.mktemp("digits"))
+    """jobs/digits.yaml as it is, run to its end; below POCKETVLM_TEST_RUNS, where that is set, so that the next finds it done."""
+    kept = os.environ.get("POCKETVLM_TEST_RUNS")
+    there = place(Path(kept) / "digits" if kept else tmp_path_factory.mktemp("digits"))
     done = there.pocketvlm("run", str(there.run_file))
     assert done.returncode == 0, done.stderr[-4000:]
     (there.folder / "log.txt").write_text(done.stderr + done.stdout)

@@ -107,21 +107,8 @@ def make(work: Work) -> Made | None:
         work.progress.line(line)
     write_quarantine(work.folder, gathering.quarantine)
     seconds = max(share.seconds for share in shares) + time.perf_counter() - start
-    copies = [group for group in groups if len(group) > 1]
-    used = sum(len(group) for group in groups)
     return Made(
-        facts={
-            "classes": list(recipe.task.classes),
-            "counts": counts,
-            "images_total": gathering.total,
-            "images_used": used,
-            "near_copy_groups": len(copies),
-            "near_copy_images": sum(len(group) for group in copies),
-            "largest_near_copy_group": max(map(len, copies), default=0),
-            "quarantine": dict(sorted(Counter(item.reason for item in gathering.quarantine).items())),
-            "source": labeller.source.kind,
-            **gathering.tally.facts(),
-        },
+        facts={"counts": counts, **_facts(gathering, groups, recipe)},
         measurements={
             "seconds": seconds,
             "images_per_second": gathering.total / seconds,
@@ -130,6 +117,21 @@ def make(work: Work) -> Made | None:
         },
         versions={package: version(package) for package in ("numpy", "pillow", "pyarrow")},
     )
+
+
+def _facts(gathering: Gathering, groups: list[list[int]], recipe: Recipe) -> dict[str, Any]:
+    copies = [group for group in groups if len(group) > 1]
+    return {
+        "classes": list(recipe.task.classes),
+        "images_total": gathering.total,
+        "images_used": sum(map(len, groups)),
+        "near_copy_groups": len(copies),
+        "near_copy_images": sum(map(len, copies)),
+        "largest_near_copy_group": max(map(len, copies), default=0),
+        "quarantine": dict(sorted(Counter(item.reason for item in gathering.quarantine).items())),
+        "source": recipe.labeller.source.kind,
+        **gathering.tally.facts(),
+    }
 
 
 def _context(recipe: Recipe, folder: Path, work: Work | None = None) -> Context:
