@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -74,7 +73,7 @@ class Teacher(Block):
     @field_validator("base_url")
     @classmethod
     def _no_password(cls, url: str | None) -> str | None:
-        if url is not None and "@" in urlsplit(url).netloc:
+        if url is not None and "@" in url.partition("://")[2].partition("/")[0]:
             raise ValueError("holds a user or password, which would be written into the store; put the key into OPENAI_API_KEY")
         return url
 

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from pocketvlm.errors import CredentialsError, PocketVLMError, TeacherUnavailable, UserError
 from pocketvlm.run_file import Teacher
-from pocketvlm.teacher.question import OPENAI_URL, without_credentials
+from pocketvlm.teacher.question import OPENAI_URL
 from pocketvlm.teacher.schema import clean_text
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Endpoint:
         if not re.fullmatch(r"[!-~]+", self._key):
             raise CredentialsError(f"the key of teacher {teacher.model} is empty or holds what no key holds (spaces, line "
                                    "breaks, other alphabets); check OPENAI_API_KEY or OPENAI_API_KEY_FILE")  # fmt: skip
-        self.name = f"teacher {teacher.model} at {without_credentials(teacher.base_url or OPENAI_URL)}"
+        self.name = f"teacher {teacher.model} at {(teacher.base_url or OPENAI_URL).rstrip('/')}"
         """For messages."""
 
     def connect(self) -> openai.AsyncOpenAI:

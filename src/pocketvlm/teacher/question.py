@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -70,7 +70,7 @@ class TeacherQuestion:
         self.prompt_sha256 = hashlib.sha256(canonical_json({"system": self.system, "user": self.user})).hexdigest()
         self.schema_sha256 = hashlib.sha256(json.dumps(self.schema).encode()).hexdigest()
         self.base_url = _checked_url(teacher.base_url or OPENAI_URL, where)
-        """For people and for the key: a changed password asks nothing again."""
+        """For people and for the key; the run file allows no password in it."""
         self.key = hashlib.sha256(canonical_json(self._what_changes_an_answer())).hexdigest()[:16]
         """Names the journal of the answers. The image is no part of it, its bytes are in every outcome's key."""
 
@@ -135,12 +135,6 @@ class TeacherQuestion:
         return [*messages, {"role": "assistant", "content": said}, {"role": "user", "content": ask}]
 
 
-def without_credentials(url: str) -> str:
-    """`url` without user, password and last slash."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])).rstrip("/")
-
-
 def _checked_url(url: str, where: str) -> str:
     try:
         parts = urlsplit(url)
@@ -149,7 +143,7 @@ def _checked_url(url: str, where: str) -> str:
         usable = False
     if not usable:
         raise RunFileError(f"{where}.base_url: {clean_text(url, 200)} is no address; write it like http://vllm:8000/v1")
-    return without_credentials(url)
+    return url.rstrip("/")
 
 
 def _rendered(where: str, role: str, file: str | None, kind: str, folder: Path, values: dict[str, Any]) -> str:
