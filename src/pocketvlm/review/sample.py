@@ -106,7 +106,7 @@ def _uncertain_first(item: tuple[str, Row]) -> tuple[float, float, str]:
 
 
 def _votes(labeller: Labeller) -> int:
-    return sum(teacher.votes for teacher in (labeller.teacher, labeller.second_teacher) if teacher is not None)
+    return sum(teacher.votes for teacher in labeller.teachers)
 
 
 def _pictures(folder: Path, chosen: Sequence[tuple[str, Row]]) -> Iterator[tuple[str, str]]:

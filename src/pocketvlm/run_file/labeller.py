@@ -140,6 +140,11 @@ class Labeller(Block):
     max_pixels: int = Field(default=50_000_000, ge=1)
     """Images of more pixels are quarantined, undecoded."""
 
+    @property
+    def teachers(self) -> list[Teacher]:
+        """Those that are asked, the first one first."""
+        return [teacher for teacher in (self.teacher, self.second_teacher) if teacher is not None]
+
     def idle(self) -> dict[str, str]:
         if self.teacher is not None:
             alone = self.teacher.votes == 1 and self.second_teacher is None

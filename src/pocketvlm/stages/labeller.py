@@ -167,7 +167,7 @@ def _pieces(source: SourceReader, total: int, shard: Shard, panel: TeacherPanel 
 
 def _watch(total: int, panel: TeacherPanel | None, work: Work) -> Watch:
     labeller = work.recipe.labeller
-    teachers = [teacher for teacher in (labeller.teacher, labeller.second_teacher) if teacher is not None]
+    teachers = labeller.teachers
     priced = all(teacher.price is not None for teacher in teachers)
     return Watch(work.progress, total, panel.clients if panel else (), [teacher.votes for teacher in teachers], priced)
 

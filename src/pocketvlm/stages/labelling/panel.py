@@ -59,7 +59,7 @@ def _rhythm(recipe: Recipe) -> tuple[int, int]:
     classes if all were kept. Of two teachers one would run ahead of the other and of the money: as far as it calls at once.
     """
     labeller = recipe.labeller
-    teachers = [teacher for teacher in (labeller.teacher, labeller.second_teacher) if teacher is not None]
+    teachers = labeller.teachers
     if all(teacher.way == "live" for teacher in teachers):
         if len(teachers) > 1 and labeller.max_cost_usd is not None:
             return min(LIVE_PIECE_RECORDS, sum(teacher.in_flight for teacher in teachers)), 0

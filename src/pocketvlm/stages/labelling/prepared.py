@@ -62,7 +62,7 @@ def _on_canvas(data: bytes, recipe: Recipe) -> tuple[bytes, Look, tuple[bytes, .
     if isinstance(image, Problem):
         return image
     canvas_px, labeller = recipe.device.canvas_px, recipe.labeller
-    teachers = [teacher for teacher in (labeller.teacher, labeller.second_teacher) if teacher is not None]
+    teachers = labeller.teachers
     jpeg_of = {px: _jpeg(image, px) for px in {teacher.image_px for teacher in teachers}}
     png = _png(image if canvas_px is None else letterbox(image, canvas_px))
     return png, look(image), tuple(jpeg_of[teacher.image_px] for teacher in teachers)

@@ -52,7 +52,7 @@ class Tally:
     """Counts as verdicts come."""
 
     def __init__(self, labeller: Labeller) -> None:
-        teachers = [teacher for teacher in (labeller.teacher, labeller.second_teacher) if teacher is not None]
+        teachers = labeller.teachers
         self._sheets = [_Sheet(teacher) for teacher in teachers]
         self._agreements: list[float] = []
         self._pairs: Counter[tuple[str, str]] = Counter()

@@ -44,7 +44,7 @@ class Judge:
 
     def __init__(self, labeller: Labeller, classes: Sequence[str], corrections: Corrections | None) -> None:
         self._labeller = labeller
-        self._teachers = [teacher for teacher in (labeller.teacher, labeller.second_teacher) if teacher is not None]
+        self._teachers = labeller.teachers
         self._rank = {name: place for place, name in enumerate([*classes, NONE])}
         self._corrections = corrections
         self._spent_usd = 0.0
