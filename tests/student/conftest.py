@@ -11,7 +11,8 @@ from pocketvlm.run_file import Task
 from pocketvlm.student.checkpoint import load_model, load_tokenizer
 from pocketvlm.student.families import read_geometry
 from pocketvlm.student.grammar import AllowedAnswers
-from pocketvlm.student.prompt import PromptEncoder, prompt_text
+from pocketvlm.student.prompt import PromptEncoder
+from pocketvlm.student.tasks import kind_of
 from pocketvlm.student.tiny import build_tiny
 
 CLASSES = ["zero", "one", "seven", "nine", "no", "none of these"]
@@ -33,15 +34,22 @@ def model(tiny: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
+def geometry(tiny: Path) -> Any:
+    return read_geometry(tiny)
+
+
+@pytest.fixture(scope="session")
 def task() -> Task:
     return Task(question="Which digit is in this picture?\nDigit:", classes=dict.fromkeys(CLASSES, ""))
 
 
 @pytest.fixture(scope="session")
-def encoder(tiny: Path, tokenizer: Any, task: Task) -> PromptEncoder:
-    return PromptEncoder(tokenizer, prompt=prompt_text(task), tokens_per_tile=read_geometry(tiny).tokens_per_tile)
+def encoder(geometry: Any, tokenizer: Any, task: Task) -> PromptEncoder:
+    return PromptEncoder(tokenizer, geometry, task)
 
 
 @pytest.fixture(scope="session")
-def allowed(tokenizer: Any) -> AllowedAnswers:
-    return AllowedAnswers(CLASSES, tokenizer.get_vocab(), tokenizer.all_special_ids)
+def allowed(tokenizer: Any, task: Task) -> AllowedAnswers:
+    choice = kind_of(task).choice(" ")
+    assert choice is not None
+    return AllowedAnswers(choice.texts, tokenizer.get_vocab(), tokenizer.all_special_ids)

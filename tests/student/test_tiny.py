@@ -52,6 +52,13 @@ def test_code_from_a_checkpoint_is_never_run(tiny: Path, tmp_path: Path) -> None
 
 def test_an_unknown_family_is_refused_with_those_that_are_known(tiny: Path, tmp_path: Path) -> None:
     config = json.loads((tiny / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Phi3VForCausalLM"]}))
-    with pytest.raises(UserError, match=r"Phi3VForCausalLM is not available.*SmolVLMForConditionalGeneration"):
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["NewVLForCausalLM"]}))
+    with pytest.raises(UserError, match=r"NewVLForCausalLM is not available.*SmolVLMForConditionalGeneration"):
+        read_geometry(tmp_path)
+
+
+def test_a_family_of_which_no_gguf_can_be_made_is_refused_with_the_reason(tiny: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Phi3VForCausalLM"], "auto_map": {"AutoModel": "x"}}))
+    with pytest.raises(UserError, match=r"Phi3VForCausalLM cannot be trained here: .* no GGUF of it can be made"):
         read_geometry(tmp_path)

@@ -56,11 +56,8 @@ def audit(toolchain: Toolchain, path: Path, *, role: str, kind: str) -> dict[str
     }  # fmt: skip
 
 
-def check_mmproj(keys: dict[str, Any], *, longest_edge_px: int, tile_px: int) -> None:
-    """Raises DataError when the vision file would cut images otherwise than the student was trained on."""
-    wanted = {
-        "clip.projector_type": "idefics3", "clip.vision.image_size": tile_px, "clip.vision.preproc_image_size": longest_edge_px,
-    }  # fmt: skip
+def check_mmproj(keys: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises DataError when the vision file would see images otherwise than the student was trained on, by its family's keys."""
     wrong = [f"{key} is {keys.get(key)!r}, not {value!r}" for key, value in wanted.items() if keys.get(key) != value]
     if wrong:
         raise DataError("the mmproj file does not see images as the student did: " + "; ".join(wrong))

@@ -8,11 +8,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from pocketvlm.run_file.block import Block
-from pocketvlm.run_file.template import fill, placeholders
+from pocketvlm.run_file.template import OF_A_PROMPT, fill, placeholders
 
 OneClass = Annotated[dict[str, str], Field(min_length=1, max_length=1)]
-MARKERS = ("<__media__>", "<image>", "<end_of_utterance>", "<|im_start|>")
-"""Tokens of the student's layout. A text with one of them would be an image, or the end of a turn, to the model."""
+MARKERS = (
+    "<__media__>", "<image>", "<end_of_utterance>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>",
+    "<image_soft_token>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>",
+)  # fmt: skip
+"""Tokens of the students' layouts. A text with one of them would be an image, or the end of a turn, to the model."""
 
 
 def marker_in(text: str) -> str | None:
@@ -35,11 +38,31 @@ class ExtractField(Block):
     description: str
     """What it says of an image, for the teacher."""
     values: list[str | int] = Field(default_factory=list)
-    """The only values that it may have; default: any of its type."""
+    """The only values that it, or each text of a list, may have; default: any of its type."""
+    max_length: int | None = Field(default=None, ge=1, le=2000)
+    """Characters of a text, or of each text of a list, at most. A longer answer of a teacher is refused; the grammar knows it."""
+    max_items: int | None = Field(default=None, ge=1, le=50)
+    """Texts of a list at most."""
 
     def idle(self) -> dict[str, str]:
-        able = self.type in ("integer", "string", "list")
-        return {} if able else {"values": f"a field of type {self.type} has no list of values; remove it"}
+        able = {"values": ("integer", "string", "list"), "max_length": ("string", "list"), "max_items": ("list",)}
+        idle = {key: f"a field of type {self.type} has none; remove it" for key, types in able.items() if self.type not in types}
+        return idle | ({"max_length": "`values` are all that is allowed; remove it"} if self.values else {})
+
+
+OneField = Annotated[dict[str, ExtractField], Field(min_length=1, max_length=1)]
+
+
+def _in_order(value: Any, what: str) -> Any:
+    """Helm sorts the keys of a mapping. So they are sorted here too: a laptop and a cluster must agree on every id."""
+    if isinstance(value, list):
+        if not all(isinstance(item, dict) and len(item) == 1 for item in value):
+            raise ValueError(f"each item of the list must name one {what}")
+        merged = {name: item_value for item in value for name, item_value in item.items()}
+        if len(merged) < len(value):
+            raise ValueError(f"a {what} is named twice")
+        return merged
+    return dict(sorted(value.items(), key=lambda item: str(item[0]))) if isinstance(value, dict) else value
 
 
 class Question(Block):
@@ -63,50 +86,77 @@ class Task(Block):
     """What is asked of an image, and what may be answered."""
 
     kind: Literal["classify", "extract"] = "classify"
-    """`classify`: one of `classes`. `extract`: JSON fields (not available yet)."""
+    """`classify`: one of `classes`. `extract`: a JSON object of `fields`."""
     classes: dict[str, str] = Field(default_factory=dict)
     """Class name -> description for the teacher. A list (`- name: description`) keeps its order, in reports too; a mapping is
     read in the order of its names."""
     fields: dict[str, ExtractField] = Field(default_factory=dict)
-    """For `extract`: field name -> type and description (not available yet)."""
+    """For `extract`: field name -> what it holds, in the order of the answer's keys. A list (`- name: {...}`) keeps its order; a
+    mapping is read in the order of its names."""
     question: str
-    """Asked of every image; shipped as part of `prompt.txt`."""
+    """Asked of every image; shipped as part of `prompt.txt`. For `extract`, show the JSON that is wanted."""
     system: str | None = None
-    """A system text before the first user turn (not available yet)."""
+    """Instructions before the user's turn; shipped as part of `prompt.txt`."""
+    prompt_template: str | None = None
+    """The whole prompt with `{system}`, `{image}` and `{question}` in it, special tokens written out; default: the chat layout of
+    the student's family. `{{` and `}}` are braces."""
     questions: list[Question] = Field(default_factory=list)
     """More wordings for training. Every image is trained with `question` and its plain answer too, and measured with it alone."""
     questions_per_image: int = Field(default=1, ge=1, le=100)
     """How many of `questions` each training image gets, chosen by its bytes; all, if there are no more."""
     answer: Literal["label", "reasoning"] = "label"
-    """`label`: the class name. `reasoning`: `Reasoning: ... Answer: name` (not available yet)."""
+    """`label`: the class name. `reasoning`: two lines, `Reasoning: ...` and `Answer: name`."""
+    reasons: list[str] = Field(default_factory=list)
+    """For `reasoning`: templates of the reason, each image gets one by its bytes, for example `The picture shows {description}.`;
+    `{label}`, `{description}` and `{classes}` are filled in. Default: the reason that the teacher gave."""
 
     def idle(self) -> dict[str, str]:
         if self.kind == "extract":
-            return dict.fromkeys(("questions", "questions_per_image"), "only kind: classify has a label to fill in; remove it")
-        return {} if self.questions else {"questions_per_image": "there are no questions to choose from; remove it"}
+            why = "only kind: classify has a label to fill in; remove it"
+            return dict.fromkeys(("questions", "questions_per_image", "answer", "reasons", "classes"), why)
+        idle = {"fields": "only kind: extract has fields; remove it"}
+        if not self.questions:
+            idle["questions_per_image"] = "there are no questions to choose from; remove it"
+        return idle if self.answer == "reasoning" else idle | {"reasons": "only answer: reasoning has them; remove it"}
 
-    @field_validator("question")
+    @field_validator("question", "system")
     @classmethod
-    def _no_markers(cls, text: str) -> str:
-        _refuse_marker(text)
+    def _no_markers(cls, text: str | None) -> str | None:
+        if text is not None:
+            _refuse_marker(text)
         return text
+
+    @field_validator("reasons")
+    @classmethod
+    def _sound_reasons(cls, reasons: list[str]) -> list[str]:
+        for template in reasons:
+            _refuse_marker(template)
+            placeholders(template)
+            if "\n" in template:
+                raise ValueError("a reason is one line; remove the line break")
+        return reasons
 
     @field_validator("classes", mode="before", json_schema_input_type=list[OneClass] | dict[str, str])
     @classmethod
-    def _in_order(cls, value: Any) -> Any:
-        """Helm sorts the keys of a mapping. So they are sorted here too: a laptop and a cluster must agree on every id."""
-        if isinstance(value, list):
-            if not all(isinstance(item, dict) and len(item) == 1 for item in value):
-                raise ValueError("each item of the list must be one `- name: description`")
-            merged = {name: text for item in value for name, text in item.items()}
-            if len(merged) < len(value):
-                raise ValueError("a class is named twice")
-            return merged
-        return dict(sorted(value.items(), key=lambda item: str(item[0]))) if isinstance(value, dict) else value
+    def _classes_in_order(cls, value: Any) -> Any:
+        return _in_order(value, "class")
 
-    @field_serializer("classes")
-    def _as_list(self, classes: dict[str, str]) -> list[dict[str, str]]:
-        return [{name: description} for name, description in classes.items()]
+    @field_validator("fields", mode="before", json_schema_input_type=list[OneField] | dict[str, ExtractField])
+    @classmethod
+    def _fields_in_order(cls, value: Any) -> Any:
+        return _in_order(value, "field")
+
+    @field_serializer("classes", "fields")
+    def _as_list(self, named: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{name: value} for name, value in named.items()]
+
+    @field_validator("fields")
+    @classmethod
+    def _plain_field_names(cls, fields: dict[str, ExtractField]) -> dict[str, ExtractField]:
+        for name in fields:
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name):
+                raise ValueError(f"field name {name!r} must be a letter, then letters, digits and underscores")
+        return fields
 
     @field_validator("classes")
     @classmethod
@@ -125,6 +175,18 @@ class Task(Block):
     def _classes_needed(self) -> Self:
         if self.kind == "classify" and len(self.classes) < 2:
             raise ValueError("classes: a classify task needs at least two classes")
+        if self.kind == "extract" and not self.fields:
+            raise ValueError("fields: an extract task needs at least one field")
+        return self
+
+    @model_validator(mode="after")
+    def _template_holds_all(self) -> Self:
+        if self.prompt_template is not None:
+            names = placeholders(self.prompt_template, OF_A_PROMPT)
+            wanted = [name for name in OF_A_PROMPT if name != "system" or self.system is not None]
+            if sorted(names) != sorted(wanted):
+                must = ", ".join(f"{{{name}}}" for name in wanted)
+                raise ValueError(f"prompt_template: must hold each of {must} once, and no other; correct it, or set `system`")
         return self
 
     @model_validator(mode="after")
@@ -141,16 +203,17 @@ class Task(Block):
 
     @model_validator(mode="after")
     def _descriptions_can_be_learnt(self) -> Self:
+        templates = {f"reasons[{i}]": template for i, template in enumerate(self.reasons)}
         for i, question in enumerate(self.questions):
-            for key, template in (("ask", question.ask), ("answer", question.answer)):
-                if "description" not in placeholders(template):
-                    continue
+            templates |= {f"questions[{i}].ask": question.ask, f"questions[{i}].answer": question.answer}
+        for key, template in templates.items():
+            if "description" in placeholders(template):
                 for name, text in self.classes.items():
                     if not text.strip():
-                        raise ValueError(f"questions[{i}].{key}: has {{description}}, and class {name!r} has none; describe it")
+                        raise ValueError(f"{key}: has {{description}}, and class {name!r} has none; describe it")
                     if marker := marker_in(text):
                         raise ValueError(f"classes: the description of {name!r} holds {marker}, which is placed by the student's "
-                                         f"prompt, and questions[{i}].{key} asks for it; remove it")  # fmt: skip
+                                         f"prompt, and {key} asks for it; remove it")  # fmt: skip
         return self
 
 
@@ -169,7 +232,8 @@ class Student(Block):
     """The small VLM that is trained."""
 
     model: str
-    """`tiny` (built in, random weights), a folder, or a Hub id such as `HuggingFaceTB/SmolVLM2-500M-Video-Instruct`."""
+    """`tiny` (built in, random weights); a folder; a Hub id such as `HuggingFaceTB/SmolVLM2-500M-Video-Instruct`, fetched once
+    into the store; or `models/<id>`, a finished artifact of the store, such as the merged model of another run."""
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
     """Commit of the Hub id, 40 hex digits; required for a Hub id."""
     seed: int = 0
@@ -184,6 +248,11 @@ class Student(Block):
         return idle
 
 
+def is_stored(model: str) -> bool:
+    """Whether `student.model` names an artifact of the store, `models/<16 hex digits>`."""
+    return re.fullmatch(r"models/[0-9a-f]{16}", model) is not None
+
+
 def is_hub_shaped(model: str) -> bool:
     """Whether `student.model` looks like a Hub id, `owner/name`; a folder of that name comes first."""
-    return model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not is_stored(model)

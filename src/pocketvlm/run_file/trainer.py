@@ -26,8 +26,11 @@ class Phase(Block):
     """Rates of single parts, instead of `learning_rate`."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimiser steps of linear warm-up."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Of the rate, after warm-up, down to zero (`constant`: stays)."""
+    warmup_share: float = Field(default=0.0, ge=0, lt=1)
+    """The same as a share of the phase's steps, instead of `warmup_steps`."""
+    schedule: Literal["linear", "cosine", "cosine_with_restarts", "inverse_sqrt", "constant"] = "linear"
+    """Of the rate after warm-up: a line or half a cosine down to zero; such a cosine again for every epoch; 1 / sqrt(step / warm-up)
+    (needs warm-up); or as it is."""
     weight_decay: float = Field(default=0.0, ge=0, lt=1)
     """Of AdamW, on weights of two or more dimensions."""
     rank: int = Field(default=16, ge=1, le=1024)
@@ -38,10 +41,21 @@ class Phase(Block):
     """LoRA dropout."""
     targets: dict[Part, list[str]] = Field(default_factory=dict)
     """LoRA targets by part, as names of linear layers; default: all linear layers of the trained parts."""
+    full: list[str] = Field(default_factory=list)
+    """Beside the adapters: modules of the trained parts of which all weights learn, such as `[lm_head, embed_tokens]`. Where a
+    student's head shares its weights with the embeddings, the two are one module, whichever is named."""
 
     def idle(self) -> dict[str, str]:
         why = "only a lora phase has it; remove it, or set method: lora"
-        return dict.fromkeys(("rank", "alpha", "dropout", "targets"), why) if self.method == "full" else {}
+        return dict.fromkeys(("rank", "alpha", "dropout", "targets", "full"), why) if self.method == "full" else {}
+
+    @model_validator(mode="after")
+    def _warms_up_one_way(self) -> Self:
+        if self.warmup_steps and self.warmup_share:
+            raise ValueError("warmup_share: warmup_steps is set too; remove one")
+        if self.schedule == "inverse_sqrt" and not (self.warmup_steps or self.warmup_share):
+            raise ValueError("schedule: inverse_sqrt falls from the end of the warm-up; set warmup_steps or warmup_share")
+        return self
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -67,6 +81,47 @@ class Trackers(Block):
     """Tracking URI."""
 
 
+class EarlyStop(Block):
+    """A phase ends where its validations stop getting better."""
+
+    patience: int = Field(default=3, ge=1)
+    """Validations in a row without a gain after which the phase ends."""
+    min_gain: float = Field(default=0.0, ge=0, lt=1)
+    """Accuracy that a validation must add to count as a gain. 0: it counts if its weights are kept as the best, so by a lower loss
+    too."""
+
+
+class Augment(Block):
+    """Training images as phones take them, in fixed variants of each image; validation and test stay as they are.
+
+    Every epoch uses the next of an image's variants, the image itself being one, in an order of its own. With as many variants as
+    epochs, no epoch sees the pixels of another. What is done follows from `trainer.seed`, the image and the variant alone. The
+    black border of a canvas stays black.
+    """
+
+    variants: int = Field(default=3, ge=1, le=100)
+    """Of each image, beside itself. Each is cut once, and goes once through a frozen vision tower."""
+    jpeg_min: int = Field(default=60, ge=1, le=100)
+    """Lowest quality of JPEG; with `jpeg_max`, each variant is written once with a quality between the two and read again."""
+    jpeg_max: int = Field(default=95, ge=1, le=100)
+    """Highest quality of JPEG."""
+    turned: float = Field(default=0.1, ge=0, le=1)
+    """Share of the variants that lie on a side or upside down, as a photo does whose EXIF orientation an app forgets. 0 where up and
+    down matter, as in digits."""
+    light: float = Field(default=0.3, ge=0, lt=1)
+    """Brightness, contrast and the three colours change by factors of up to 1 ± this; the colours by a third of it."""
+    blurred: float = Field(default=0.3, ge=0, le=1)
+    """Share of the variants that are out of focus, by up to 1 % of their longer side."""
+    resized: float = Field(default=0.5, ge=0, le=1)
+    """Share of the variants that went through an app's own resize (nearest, bilinear, box or bicubic; from 1 to half the size)."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.jpeg_min > self.jpeg_max:
+            raise ValueError(f"jpeg_min: {self.jpeg_min} is above jpeg_max {self.jpeg_max}")
+        return self
+
+
 class Trainer(Block):
     """How the student learns."""
 
@@ -75,7 +130,22 @@ class Trainer(Block):
     batch_size: int = Field(default=16, ge=1, le=4096)
     """Samples of one optimiser step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Samples of one forward pass; must divide `batch_size`; default: `batch_size`."""
+    """Samples of one forward pass; must divide `batch_size`; default: the most that `memory_gb` has room for. Where a GPU turns out
+    to be too small, it is halved and the step done again: a step stays `batch_size` samples."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """Memory (10^9 bytes) that training may take, for the default of `micro_batch_size` and of `gradient_checkpointing`; default:
+    90 % of the GPU's, and on a CPU no limit."""
+    gradient_checkpointing: Literal["auto", True, False] = "auto"
+    """Forget the layers' activations and compute them again where they are needed: less memory, about a third more work, the same
+    weights. `auto`: only where a micro-batch of one sample does not fit otherwise."""
+    base_bits: Literal[16, 8, 4] = 16
+    """8 or 4: the frozen base is held in that many bits by bitsandbytes (`pip install bitsandbytes`). On CUDA and for LoRA only."""
+    sampling: Literal["natural", "balanced"] = "natural"
+    """`balanced`: every epoch has as many samples as the split, each class equally often; rare ones repeat, frequent ones rest."""
+    augment: Augment | None = None
+    """Images as phones take them; default: as they are."""
+    early_stop: EarlyStop | None = None
+    """Ends a phase early; default: it runs to its end."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the device computes it natively, else fp32."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -95,4 +165,13 @@ class Trainer(Block):
     def _divides(self) -> Self:
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size: {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _bits_are_frozen(self) -> Self:
+        if self.base_bits != 16:
+            for i, phase in enumerate(self.phases):
+                if phase.method == "full" or phase.full:
+                    raise ValueError(f"base_bits: {self.base_bits} bits cannot learn, and phases[{i}] trains whole weights; "
+                                     "use method: lora without full, or base_bits: 16")  # fmt: skip
         return self

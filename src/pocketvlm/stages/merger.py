@@ -13,12 +13,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from PIL import Image
+
 from pocketvlm.artifacts.checkpoint_layout import Training, read_training
 from pocketvlm.errors import DataError
 from pocketvlm.run_file import Recipe
 from pocketvlm.stages.stage import Made, Work
 from pocketvlm.student import base
-from pocketvlm.student.families import PARTS, Family, read_geometry
+from pocketvlm.student.families import PARTS, Family, Geometry, read_geometry
+from pocketvlm.student.prompt import PromptEncoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +35,9 @@ PROBE_TOKENS = 48
 
 
 def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The base, and the tile budget that the processor files carry."""
-    return {"student": base.identity(recipe.student, folder), "longest_edge_px": recipe.device.longest_edge_px}
+    """The base, and what the processor files carry of the device."""
+    device = {"canvas_px": recipe.device.canvas_px, "longest_edge_px": recipe.device.longest_edge_px}
+    return {"student": base.identity(recipe.student, folder), **device}
 
 
 def make(work: Work) -> Made:
@@ -54,11 +59,12 @@ def make(work: Work) -> Made:
         apply_phase(model, learnt, phase, merge=True)
     changes = changed_tensors(before, own_tensors(model), training, geometry.family)
     del before
-    nats = _against_adapter(model, source, learnt, training)
-    rounded = _rounding(model)
+    probe = _Probe(geometry, work, source)
+    nats = _against_adapter(model, probe, source, learnt, training)
+    rounded = _rounding(model, probe)
     counts = ", ".join(f"{count} tensors of {part}" for part, count in changes.items())
     work.progress.line(f"merged {len(training.phases)} phases, changed {counts}")
-    _save(model, work, source, geometry.tile_px)
+    _save(model, work, source, geometry)
     proof = {"changed": changes, "merged_against_adapter_nats": nats, "bf16_rounding_nats": rounded}
     (work.folder / "merge.json").write_text(json.dumps(proof, indent=1, sort_keys=True) + "\n")
     return Made(facts=proof, measurements={"seconds": round(time.monotonic() - clock, 3)}, versions=_versions())
@@ -89,7 +95,7 @@ def changed_tensors(
     return {part: sum(family.part_of(name) == part for name in changed) for part in PARTS}
 
 
-def _against_adapter(model: Any, source: Path, learnt: Path, training: Training) -> float | None:
+def _against_adapter(model: Any, probe: _Probe, source: Path, learnt: Path, training: Training) -> float | None:
     """Largest difference (nats) of merged weights from the last phase's adapter left on; None after a full phase.
 
     Raises DataError beyond MAX_MERGE_NATS.
@@ -103,54 +109,64 @@ def _against_adapter(model: Any, source: Path, learnt: Path, training: Training)
     other = load_model(source)
     for phase in training.phases:
         apply_phase(other, learnt, phase, merge=phase is not last)
-    nats = _largest_difference(_probe(model), _probe(other))
+    nats = _largest_difference(probe(model), probe(other))
     if nats > MAX_MERGE_NATS:
         raise DataError(f"the merged model differs by {nats:.2g} nats from the adapter; at most {MAX_MERGE_NATS:g} is rounding")
     return nats
 
 
-def _rounding(model: Any) -> float:
+def _rounding(model: Any, probe: _Probe) -> float:
     """Rounds the weights to bf16, as they are saved, and returns what that changes (nats)."""
     import torch
 
-    exact = _probe(model)
+    exact = probe(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
-    return _largest_difference(exact, _probe(model))
+    return _largest_difference(exact, probe(model))
 
 
-def _probe(model: Any) -> Tensor:
-    """Log-probabilities (nats) over a fixed stream of tokens and one image of fixed noise: all parts are run through."""
-    import torch
+class _Probe:
+    """Log-probabilities (nats) over one image of fixed noise and a fixed stream of tokens: all parts are run through."""
 
-    from pocketvlm.student import forward
+    def __init__(self, geometry: Geometry, work: Work, source: Path) -> None:
+        import torch
 
-    config = model.config
-    draw = torch.Generator().manual_seed(0)
-    side = config.vision_config.image_size
-    with torch.inference_mode():
-        pixels_NCHW = torch.rand(1, 3, side, side, generator=draw) * 2 - 1
-        features_NTC = forward.vision_features(model, pixels_NCHW)
-        ids_BS = torch.randint(0, config.image_token_id, (1, PROBE_TOKENS), generator=draw)
-        ids_BS = torch.cat([torch.full((1, features_NTC.shape[1]), config.image_token_id), ids_BS], dim=1)
-        embeddings_BSD = forward.embed(model, ids_BS, features_NTC, config.image_token_id)
-        return torch.log_softmax(model.lm_head(forward.hidden(model, embeddings_BSD)).float(), dim=-1)
+        from pocketvlm.student.checkpoint import load_tokenizer
+
+        device, draw = work.recipe.device, np.random.default_rng(0)
+        side = device.canvas_px or device.longest_edge_px
+        noise = Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        sight = geometry.family.eye(geometry, device, source).look(noise)
+        tokenizer = load_tokenizer(source)
+        encoder = PromptEncoder(tokenizer, geometry, work.recipe.task)
+        special = set(tokenizer.all_special_ids)
+        plain = [number for number in range(len(tokenizer)) if number not in special]
+        ids = [*encoder.image(sight.layout), *draw.choice(plain, PROBE_TOKENS).tolist()]
+        self._family, self._ids_BS = geometry.family, torch.tensor([ids])
+        self._tiles, self._places = torch.from_numpy(sight.tiles), sight.places
+
+    def __call__(self, model: Any) -> Tensor:
+        import torch
+
+        with torch.inference_mode():
+            features_NTC = self._family.features(model, self._tiles)[self._places]
+            hidden_BSD, _ = self._family.prefill(model, self._ids_BS, features_NTC)
+            return torch.log_softmax(self._family.logits(model, hidden_BSD).float(), dim=-1)
 
 
 def _largest_difference(a: Tensor, b: Tensor) -> float:
     return round(float((a - b).abs().max()), 6)
 
 
-def _save(model: Any, work: Work, source: Path, tile_px: int) -> None:
+def _save(model: Any, work: Work, source: Path, geometry: Geometry) -> None:
     import torch
 
-    from pocketvlm.student.checkpoint import complete_config, load_tokenizer, save_processor
+    from pocketvlm.student.checkpoint import complete_config
 
     model.to(torch.bfloat16).save_pretrained(work.folder)
     complete_config(work.folder)
-    longest_edge_px = work.recipe.device.longest_edge_px
-    save_processor(work.folder, load_tokenizer(source), tile_px=tile_px, longest_edge_px=longest_edge_px)
+    geometry.family.save_processor(work.folder, source, geometry, work.recipe.device)
     _forget_places(work.folder)
 
 

@@ -81,8 +81,10 @@ def complete_config(folder: Path) -> None:
     """Puts back into config.json what the converter needs and a save by transformers may have dropped."""
     path = folder / "config.json"
     config: dict[str, Any] = json.loads(path.read_text())
-    config["text_config"]["architectures"] = [read_geometry(folder).family.text_architecture]
-    _write_json(path, config)
+    wanted = read_geometry(folder).family.text_architecture
+    if wanted is not None:
+        config["text_config"]["architectures"] = [wanted]
+        _write_json(path, config)
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What may be answered: the GBNF grammar that ships, and the same rule over token ids for scoring with torch.
+"""The rule of the grammar over token ids, where the answers are few: for scoring with torch, and for confidences.
 
 The phone chooses greedily among the tokens that the grammar still allows. `AllowedAnswers` answers the same question
 for a Hugging Face vocabulary, so that both sides choose among the same tokens at each step.
@@ -8,13 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-
-from pocketvlm.student.prompt import answer_text
-
-
-def grammar_text(classes: Sequence[str]) -> str:
-    """The bytes of `grammar.gbnf`: exactly one class name after one space."""
-    return "root ::= " + " | ".join(f'"{answer_text(name)}"' for name in classes) + "\n"
 
 
 @cache
@@ -34,9 +27,9 @@ def token_bytes(token: str) -> bytes:
 class AllowedAnswers:
     """Which token ids may follow, given the bytes answered so far; no torch."""
 
-    def __init__(self, classes: Sequence[str], vocabulary: Mapping[str, int], special_ids: Sequence[int]) -> None:
-        self.classes = list(classes)
-        self._texts = [answer_text(name).encode() for name in classes]
+    def __init__(self, texts: Sequence[str], vocabulary: Mapping[str, int], special_ids: Sequence[int]) -> None:
+        """`texts` are those of a `Choice` (student/tasks/kind.py): the lead is part of them."""
+        self._texts = [text.encode() for text in texts]
         special = set(special_ids)
         self._pieces: dict[int, bytes] = {}
         for token, number in vocabulary.items():
@@ -61,19 +54,14 @@ class AllowedAnswers:
         return self._cache[answered]
 
     def compatible(self, answered: bytes) -> list[int]:
-        """Indices of the classes that can still be answered."""
+        """Indices of the texts that can still be answered."""
         return [i for i, text in enumerate(self._texts) if text.startswith(answered)]
 
     def decided(self, answered: bytes) -> int | None:
-        """Index of the class once no other is left, else None.
+        """Index of the text once no other is left, else None.
 
         A class name that begins another one would only be decided by the end token; `plan` refuses such names
-        (`prefix_clashes`).
+        (student/tasks/label.py).
         """
         left = self.compatible(answered)
         return left[0] if len(left) == 1 else None
-
-
-def prefix_clashes(classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs in which one class name begins the other: whether the answer has ended is then a guess of the model."""
-    return [(a, b) for a in classes for b in classes if a != b and b.startswith(a)]

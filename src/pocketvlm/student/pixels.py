@@ -8,12 +8,15 @@ overview. Every resize is LANCZOS and none keeps a border: only the app's canvas
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+Tiles = npt.NDArray[Any]
+"""What a vision tower reads, tile after tile: Pixels, or another processor's numbers."""
 FILTER = Image.Resampling.LANCZOS
 BLACK = (0, 0, 0)
 
@@ -31,6 +34,11 @@ class Grid:
     def tiles(self) -> int:
         """Tiles with the overview: what the encoder of the phone runs on."""
         return self.rows * self.cols + 1
+
+    @property
+    def words(self) -> str:
+        """For a person."""
+        return f"{self.rows}x{self.cols} tiles and the overview"
 
 
 def letterbox(image: Image.Image, canvas_px: int) -> Image.Image:
@@ -88,6 +96,18 @@ def tiles(image: Image.Image, *, tile_px: int, longest_edge_px: int) -> tuple[Pi
     rows_RCHWC = pixels_HWC.reshape(cut.rows, tile_px, cut.cols, tile_px, 3).swapaxes(1, 2)
     tiles_NHWC = np.concatenate([rows_RCHWC.reshape(-1, tile_px, tile_px, 3), overview[None]])
     return tiles_NHWC, cut
+
+
+def distinct(tiles: Tiles) -> tuple[Tiles, list[int]]:
+    """The tiles without repetitions, and for each tile of the layout its place among them."""
+    kept: list[int] = []
+    places: list[int] = []
+    for i, tile in enumerate(tiles):
+        same = next((p for p, k in enumerate(kept) if (tiles[k] == tile).all()), None)
+        places.append(len(kept) if same is None else same)
+        if same is None:
+            kept.append(i)
+    return tiles[kept], places
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:

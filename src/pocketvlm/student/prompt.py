@@ -1,27 +1,21 @@
 """The question as the phone asks it: exact bytes, exact token ids, the answer and its end. No torch.
 
-The prompt is Hugging Face's chat layout of SmolVLM without the space that llama.cpp's own template would put before
-the image. `prompt.txt` of a release holds these bytes with llama.cpp's media marker where the image goes.
+`prompt.txt` of a release holds the bytes with llama.cpp's media marker where the image goes; which bytes, the family's
+template or the run file's own decides (student/families/).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pocketvlm.errors import UserError
 from pocketvlm.run_file import Task
-from pocketvlm.student.pixels import Grid
+from pocketvlm.student.families import MEDIA, Geometry
 
-MEDIA = "<__media__>"
-"""llama.cpp's marker. It is replaced before the model sees anything, and is never in training text."""
 IGNORE = -100
 """Label of positions without loss (torch's convention)."""
-FAKE, GLOBAL, IMAGE, END = "<fake_token_around_image>", "<global-img>", "<image>", "<end_of_utterance>"
-START = "<|im_start|>"
-MAX_GRID_SIDE = 6
-"""The vocabulary has <row_1_col_1> to <row_6_col_6>."""
 
 
 class Tokenizer(Protocol):
@@ -33,19 +27,9 @@ class Tokenizer(Protocol):
     def convert_tokens_to_ids(self, tokens: str) -> Any: ...
 
 
-def prompt_text(task: Task) -> str:
-    """The bytes of `prompt.txt`."""
-    return prompt_of(task.question)
-
-
-def prompt_of(question: str) -> str:
-    """The same layout around any question."""
-    return f"{START}User:{MEDIA}{question}{END}\nAssistant:"
-
-
-def answer_text(label: str) -> str:
-    """What the student writes after the prompt, without its end token."""
-    return f" {label}"
+def answer_lead(prompt: str) -> str:
+    """What stands between the prompt and the answer: a space, unless the prompt ends in white space already."""
+    return "" if prompt[-1:].isspace() else " "
 
 
 @dataclass(frozen=True)
@@ -62,82 +46,76 @@ class Sample:
 
 
 class PromptEncoder:
-    """Turns prompt, image grid and answer into the ids that the pinned llama.cpp makes of them.
+    """Turns prompt, image layout and answer into the ids that the pinned llama.cpp makes of them.
 
     llama.cpp tokenises the text before and after the image apart from each other and puts the image's own tokens
     between them (tools/mtmd/mtmd.cpp); so does this.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, prompt: str, tokens_per_tile: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, geometry: Geometry, task: Task) -> None:
         """Raises UserError when the prompt has not exactly one marker or the vocabulary lacks a token of the layout."""
-        self.tokenizer = tokenizer
-        self.tokens_per_tile = tokens_per_tile
-        self._shipped = prompt
+        self.tokenizer, self._geometry, self._task = tokenizer, geometry, task
+        template = geometry.family.template
+        self.shipped = template.of(task)
+        """The bytes of `prompt.txt`."""
         self._texts: dict[str, tuple[list[int], list[int]]] = {}
         """Prompt -> ids before and after its image: thousands of images share a few prompts."""
-        self._around(prompt)
-        self._special(START)
-        self._newline, self._blank_line = self._single("\n"), self._single("\n\n")
-        self._fake, self._global, self.image_id = self._special(FAKE), self._special(GLOBAL), self._special(IMAGE)
-        self.end_id = self._special(END)
+        self._images: dict[Hashable, list[int]] = {}
+        self._tokens: dict[str, int] = {}
+        for token in template.tokens:
+            self._token(token)
+        self._bos = [] if template.bos is None else [self._token(template.bos)]
+        self._around(self.shipped)
+        self.image_id, self.end_id = self._token(geometry.family.image_token), self._token(template.end)
 
     def _around(self, prompt: str) -> tuple[list[int], list[int]]:
         if prompt not in self._texts:
             before, marker, after = prompt.partition(MEDIA)
             if not marker or MEDIA in after:
                 raise UserError(f"run.task.question: the prompt must hold {MEDIA} exactly once, where the image goes; correct it")
-            self._texts[prompt] = self._ids(before), self._ids(after)
+            self._texts[prompt] = [*self._bos, *self._ids(before)], self._ids(after)
         return self._texts[prompt]
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def _single(self, text: str) -> int:
-        ids = self._ids(text)
-        if len(ids) != 1:
-            raise self._lacks(repr(text), "one token")
-        return ids[0]
+    def _token(self, text: str) -> int:
+        """The one id of a text. Special or not, it must be a single token."""
+        if text not in self._tokens:
+            ids = self._ids(text)
+            if len(ids) != 1:
+                name = self.tokenizer.name_or_path or "this student"
+                raise UserError(f"run.student.model: the tokenizer of {name} has not {text!r} as one token, which the prompt of "
+                                f"{self._geometry.family.name} needs; use a model with that family's vocabulary")
+            self._tokens[text] = ids[0]
+        return self._tokens[text]
 
-    def _special(self, token: str) -> int:
-        number = self.tokenizer.convert_tokens_to_ids(token)
-        if not isinstance(number, int) or self._ids(token) != [number]:
-            raise self._lacks(token, "a special token")
-        return number
+    def image(self, layout: Hashable) -> list[int]:
+        """Ids of an image."""
+        if layout not in self._images:
+            tokens = self._geometry.family.image_tokens(self._geometry, layout)
+            self._images[layout] = [self._token(token) for token in tokens]
+        return self._images[layout]
 
-    def _lacks(self, token: str, what: str) -> UserError:
-        return UserError(f"run.student.model: the tokenizer of {self.tokenizer.name_or_path or 'this student'} has not {token} "
-                         f"as {what}, which the prompt needs; use a model with SmolVLM's vocabulary")
+    def text_ids(self) -> list[list[int]]:
+        """Ids of the shipped prompt's text before and after the image."""
+        return [list(ids) for ids in self._around(self.shipped)]
 
-    def image(self, cut: Grid) -> list[int]:
-        """Ids of an image: every tile with its row and column, then the overview."""
-        if max(cut.rows, cut.cols) > MAX_GRID_SIDE:
-            raise ValueError(
-                f"a grid of {cut.rows}x{cut.cols} tiles; the vocabulary ends at {MAX_GRID_SIDE}x{MAX_GRID_SIDE}"
-            )
-        pads = [self.image_id] * self.tokens_per_tile
-        ids: list[int] = []
-        for row in range(1, cut.rows + 1):
-            for col in range(1, cut.cols + 1):
-                ids += [self._fake, self._special(f"<row_{row}_col_{col}>"), *pads]
-            if row < cut.rows:
-                ids.append(self._newline)
-        return [*ids, self._blank_line, self._fake, self._global, *pads, self._fake]
+    def prompt(self, layout: Hashable, question: str | None = None) -> list[int]:
+        """ids_S of the whole prompt; equals what llama-server counts as prompt tokens. `question`: another than the shipped one."""
+        before, after = self._around(self._text(question))
+        return [*before, *self.image(layout), *after]
 
-    def prompt(self, cut: Grid, text: str | None = None) -> list[int]:
-        """ids_S of the whole prompt; equals what llama-server counts as prompt tokens.
-
-        `text` is another prompt than the shipped one, from `prompt_of`. Raises UserError as the constructor does.
-        """
-        before, after = self._around(self._shipped if text is None else text)
-        return [*before, *self.image(cut), *after]
+    def _text(self, question: str | None) -> str:
+        return self.shipped if question is None else self._geometry.family.template.of(self._task, question)
 
     def answer(self, text: str) -> list[int]:
-        """Ids of an answer with its end token."""
-        return [*self._ids(text), self.end_id]
+        """Ids of an answer (as the dataset has it) with its end token."""
+        return [*self._ids(answer_lead(self.shipped) + text), self.end_id]
 
-    def sample(self, cut: Grid, answer: str, text: str | None = None) -> Sample:
-        """A training sample; the loss sees the answer and its end token only. `text` as in `prompt`."""
-        prompt, target = self.prompt(cut, text), self.answer(answer)
+    def sample(self, layout: Hashable, answer: str, question: str | None = None) -> Sample:
+        """A training sample; the loss sees the answer and its end token only. `question` as in `prompt`."""
+        prompt, target = self.prompt(layout, question), self.answer(answer)
         return Sample([*prompt, *target], [IGNORE] * len(prompt) + target)
 
 

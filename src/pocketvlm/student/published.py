@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from pocketvlm.student.checkpoint import quiet, save_processor
-from pocketvlm.student.prompt import IMAGE
+from pocketvlm.student.families.idefics3 import IMAGE
 from pocketvlm.student.tiny import learn_tokens, with_special_tokens
 
 TILE_PX, PATCH_PX, SCALE_FACTOR = 512, 16, 4

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pocketvlm.student import forward, pixels
+from pocketvlm.student import forward
+from pocketvlm.student.families import Eye, Family
 from pocketvlm.student.grammar import AllowedAnswers
 from pocketvlm.student.prompt import PromptEncoder
 
@@ -36,51 +37,42 @@ class Answer:
     """What was answered, and how surely."""
 
     index: int
-    """Class index."""
+    """Of the text among those that may be answered: the class."""
     confidence: float
     """Probability of the answer among those that the grammar allows, in [0, 1]."""
     first_step: dict[int, float] = field(repr=False)
     """Token id -> log-probability (nats, over the whole vocabulary) of every token allowed at the first choice."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How images are cut for this checkpoint and device."""
-
-    tile_px: int
-    longest_edge_px: int
-
-
 @torch.inference_mode()
 def encode_images(
-    model: Any, encoder: PromptEncoder, layout: Layout, images: Iterable[Image.Image], *, batch_size: int = 16
+    family: Family, model: Any, encoder: PromptEncoder, eye: Eye, images: Iterable[Image.Image], *, batch_size: int = 16
 ) -> Iterator[EncodedImage]:
     """RGB images (after the device's canvas) -> EncodedImage, in order; the vision tower runs on batches of tiles."""
-    parameter = next(model.parameters())
+    device = next(model.parameters()).device
     pending = iter(images)
     while chunk := list(islice(pending, batch_size)):
-        cut = [pixels.tiles(image, tile_px=layout.tile_px, longest_edge_px=layout.longest_edge_px) for image in chunk]
-        distinct = [forward.distinct_tiles(tiles) for tiles, _ in cut]
-        tiles_NHWC = torch.cat([torch.from_numpy(tiles) for tiles, _ in distinct]).to(parameter.device)
-        features_NTC = forward.vision_features(model, forward.normalise(tiles_NHWC, parameter.dtype))
-        split = torch.split(features_NTC, [len(tiles) for tiles, _ in distinct])
-        for (_, grid), (_, places), features in zip(cut, distinct, split, strict=True):
-            yield EncodedImage(encoder.prompt(grid), features, places)
+        seen = [eye.look(image) for image in chunk]
+        features_NTC = family.features(model, torch.cat([torch.from_numpy(sight.tiles) for sight in seen]).to(device))
+        split = torch.split(features_NTC, [len(sight.tiles) for sight in seen])
+        for sight, features in zip(seen, split, strict=True):
+            yield EncodedImage(encoder.prompt(sight.layout), features, sight.places)
 
 
 @torch.inference_mode()
 def score(
-    model: Any, encoder: PromptEncoder, allowed: AllowedAnswers, images: Sequence[EncodedImage], *, batch_size: int = 16
-) -> list[Answer]:
+    family: Family, model: Any, encoder: PromptEncoder, allowed: AllowedAnswers, images: Sequence[EncodedImage], *,
+    batch_size: int = 16,
+) -> list[Answer]:  # fmt: skip
     """The greedy answer inside the grammar for each image."""
     answers: list[Answer] = []
     for start in range(0, len(images), batch_size):
-        answers += _score_batch(model, encoder, allowed, images[start : start + batch_size])
+        answers += _score_batch(family, model, encoder, allowed, images[start : start + batch_size])
     return answers
 
 
 def _score_batch(
-    model: Any, encoder: PromptEncoder, allowed: AllowedAnswers, images: Sequence[EncodedImage]
+    family: Family, model: Any, encoder: PromptEncoder, allowed: AllowedAnswers, images: Sequence[EncodedImage]
 ) -> list[Answer]:
     written: list[bytes] = [b""] * len(images)
     chosen: list[list[int]] = [[] for _ in images]
@@ -89,7 +81,7 @@ def _score_batch(
     open_ = list(range(len(images)))
     while open_:
         batch = [(images[i], chosen[i]) for i in open_]
-        log_probabilities_BV = _next(model, encoder, batch)
+        log_probabilities_BV = _next(family, model, encoder, batch)
         for row, i in enumerate(open_):
             following = allowed.following(written[i])
             ids = sorted(following)
@@ -111,12 +103,14 @@ def _decided(allowed: AllowedAnswers, written: bytes) -> int:
     return index
 
 
-def _next(model: Any, encoder: PromptEncoder, batch: Sequence[tuple[EncodedImage, list[int]]]) -> Tensor:
+def _next(
+    family: Family, model: Any, encoder: PromptEncoder, batch: Sequence[tuple[EncodedImage, list[int]]]
+) -> Tensor:
     """log_probabilities_BV after each image's prompt and the answer tokens chosen so far."""
     device = next(model.parameters()).device
     rows = [[*image.prompt_ids, *answered] for image, answered in batch]
     longest = max(map(len, rows))
     ids_BS = torch.tensor([row + [encoder.end_id] * (longest - len(row)) for row in rows], device=device)
     features_NTC = torch.cat([image.features_NTC[image.places] for image, _ in batch])
-    hidden_BSD = forward.hidden(model, forward.embed(model, ids_BS, features_NTC, encoder.image_id))
-    return forward.next_token_log_probabilities(model, hidden_BSD, [len(row) - 1 for row in rows])
+    hidden_BSD, _ = family.prefill(model, ids_BS, features_NTC)
+    return forward.next_token_log_probabilities(family, model, hidden_BSD, [len(row) - 1 for row in rows])

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from pocketvlm.student.checkpoint import CHAT_TEMPLATE, quiet, save_processor
-from pocketvlm.student.prompt import END, FAKE, GLOBAL, IMAGE, MAX_GRID_SIDE, START
+from pocketvlm.student.families.idefics3 import END, FAKE, GLOBAL, IMAGE, MAX_GRID_SIDE, START
 
 TILE_PX, PATCH_PX, SCALE_FACTOR = 32, 8, 2
 TEXT_WIDTH, VISION_WIDTH, LAYERS = 128, 128, 4

@@ -1,0 +1,64 @@
+"""What of a run file cannot work with its student: a line each, with the key's path, what is wrong and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pocketvlm.llamacpp.sizes import unfit
+from pocketvlm.plan.facts import StudentFacts
+from pocketvlm.run_file import Recipe
+from pocketvlm.student.families import lora_targets
+from pocketvlm.student.tasks import kind_of
+from pocketvlm.student.variants import every_variant
+
+
+def problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
+    """All of them."""
+    yield from (f"run.device.{problem}" for problem in facts.device_problems)
+    yield from (f"run.task.{problem}" for problem in kind_of(recipe.task).problems())
+    yield from _answer_problems(recipe, facts)
+    if facts.layout is not None:
+        yield from _length_problems(recipe, facts)
+    for kind in recipe.quantiser.types:
+        if odd := unfit(facts.text_shapes().values(), kind):
+            yield f"run.quantiser.types: {odd} matrices have rows that are no multiple of 32, which {kind} needs; use f16"
+    yield from _target_problems(recipe, facts)
+
+
+def _answer_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
+    longest = kind_of(recipe.task).longest(facts.answer_tokens)
+    if longest is not None and (line := too_long(longest, facts, recipe.device.max_new_tokens)):
+        yield line
+
+
+def too_long(answer: str, facts: StudentFacts, most: int) -> str | None:
+    """What to say of an answer that the phone has too few tokens for; None if it fits."""
+    needed = facts.answer_tokens(answer)
+    if needed <= most:
+        return None
+    return (f"run.device.max_new_tokens: {most} is too small for the answer {answer!r}, which takes {needed} tokens with its "
+            f"end; set at least {needed}")  # fmt: skip
+
+
+def _length_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
+    """Prompt and answer must fit the student; so must a variant with the label that makes it longest, which the phone never asks."""
+    tokens = len(facts.encoder.prompt(facts.layout)) + recipe.device.max_new_tokens
+    if tokens > facts.positions:
+        yield (f"run.device.longest_edge_px: prompt and answer take {tokens} tokens and the student has "
+               f"{facts.positions} positions; set a smaller budget or shorten run.task.question")  # fmt: skip
+    for place in range(len(recipe.task.questions)):
+        tokens, label = max(
+            (len(facts.encoder.sample(facts.layout, answer, question).ids), label)
+            for label, question, answer in every_variant(recipe.task, place)
+        )
+        if tokens > facts.positions:
+            yield (f"run.task.questions[{place}]: image, question and answer for {label!r} take {tokens} tokens and the student "
+                   f"has {facts.positions} positions; shorten it, or set a smaller run.device.longest_edge_px")  # fmt: skip
+
+
+def _target_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
+    geometry = facts.geometry
+    layers = facts.family.linear_layers(facts.shapes, tied_head=geometry.tied_head)
+    for i, phase in enumerate(recipe.trainer.phases):
+        _, wrong = lora_targets(facts.family, layers, phase, tied_head=geometry.tied_head)
+        yield from (f"run.trainer.phases[{i}].{problem}" for problem in wrong)
