@@ -20,6 +20,11 @@ HELP = {
     "review": ["RUN", "--to", "--images", "100", "--label-studio", "tasks.json", "--open", "least certain"],
     "pull": ["NAME", "--version", "--to", "--types", "q8_0", "sha256", "latest"],
     "verify": ["DIR", "sha256", "golden"],
+    "predict": ["NAME_OR_DIR", "IMAGE", "table", "jsonl", "csv", "--output", "--type", "--version", "llama.cpp"],
+    "demo": ["NAME_OR_DIR", "--host", "--port", "7860", "camera", "base", "--no-base"],
+    "compare": ["RUN", "baseline", "--to", "--open", "each image"],
+    "publish": ["NAME", "--to", "hub:OWNER/NAME", "--parts", "gguf,merged,dataset", "--private", "--yes", "nothing is written"],
+    "doctor": ["PATH", "--checkpoint", "--base", "--json", "faults"],
     "conduct": ["PLAN", "--check", "conductor.json", "Jobs", "Kubernetes"],
     "bucket": ["--check", "--deadline-s", "120", "wait"],
 }
@@ -92,17 +97,6 @@ def test_a_bad_run_file_gives_two_and_one_line_for_each_problem_on_stderr(
     keys = [line.split(": ")[-2 if "missing" in line else 1] for line in shown.err.removeprefix("error: ").splitlines()]
     assert len(keys) == 6  # task, student, labeller, trainer missing; canvas_px; taks
     assert "Traceback" not in shown.err
-
-
-@pytest.mark.parametrize("command", ["plan", "run", "report", "stage trainer"])
-def test_a_part_that_comes_later_gives_two_and_names_its_keys(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*command.split(), str(ROOT / "jobs" / "mars.yaml")]) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "run.task.answer: reasoning is not available yet" in shown.err
-    assert "run.task.system: not available yet" in shown.err
 
 
 def test_a_missing_run_file_gives_two(capsys: pytest.CaptureFixture[str]) -> None:

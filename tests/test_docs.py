@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ from pocketvlm.artifacts.manifest import FileEntry
 from pocketvlm.artifacts.release import Latest, Release, ReleasedType, ReleaseFile, publish_release
 from pocketvlm.cli import build_parser
 from pocketvlm.environment import Environment
+from pocketvlm.llamacpp.build import read_pin
+from pocketvlm.student.families import FAMILIES, REFUSED
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "pocketvlm"
@@ -46,15 +49,22 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["run-file.md", "chart.md", "values.yaml", "values.schema.json"])
+@pytest.mark.parametrize("name", ["run-file.md", "chart.md", "families.md", "values.yaml", "values.schema.json"])
 def test_what_is_generated_is_what_the_models_say(name: str) -> None:
     files = {path.name: (path, text) for path, text in generator().files().items()}
     path, text = files[name]
     assert path.read_text() == text, "run `make docs`"
 
 
+def test_what_is_measured_of_the_families_is_of_this_pin_and_of_all_of_them() -> None:
+    record = json.loads(page("docs/families.json"))
+    assert record["llama_cpp"] == read_pin().commit, "run `python -m bench.families --write`"
+    assert set(record["families"]) == {family.name for family in FAMILIES.values()}
+    assert all(architecture in page("docs/families.md") for architecture in [*FAMILIES, *REFUSED])
+
+
 def test_everything_that_is_generated_is_compared() -> None:
-    assert len(generator().files()) == 4
+    assert len(generator().files()) == 5
 
 
 @pytest.mark.parametrize("name", ["docs/run-file.md", "docs/chart.md"])

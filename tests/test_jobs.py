@@ -1,4 +1,4 @@
-"""The run files of the known tasks: they are read, they hold the known recipes, and say what is not there yet."""
+"""The run files of the known tasks: they are read, and they hold the known recipes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 
 from pocketvlm.artifacts.folder import FolderStore
 from pocketvlm.artifacts.run_record import run_id, write_recipe
-from pocketvlm.cli import main
-from pocketvlm.run_file import Recipe, not_available, read_run_file
-from pocketvlm.student.grammar import prefix_clashes
+from pocketvlm.run_file import Recipe, read_run_file
+from pocketvlm.student.tasks import kind_of
 from pocketvlm.student.variants import variants
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -48,10 +47,10 @@ def test_a_run_file_opens_with_what_it_is_and_the_exact_commands(name: str) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_class_is_described_and_none_begins_another(name: str) -> None:
+def test_every_class_is_described_and_the_task_has_no_problem(name: str) -> None:
     run = recipe(name)
     assert all(run.task.classes.values())
-    assert prefix_clashes(list(run.task.classes)) == []
+    assert list(kind_of(run.task).problems()) == []
 
 
 @pytest.mark.parametrize("name", ["elements", "mars", "solar"])
@@ -65,32 +64,6 @@ def test_a_model_from_the_hub_is_pinned(name: str) -> None:
     student = recipe(name).student
     assert student.model.startswith("HuggingFaceTB/SmolVLM")
     assert student.revision is not None
-
-
-@pytest.mark.parametrize(
-    ("name", "keys"),
-    [
-        ("digits", []),
-        ("solar", []),
-        ("elements", []),
-        ("mars", ["run.task.answer", "run.task.system"]),
-        ("food", ["run.task.kind", "run.task.fields"]),
-    ],
-)
-def test_a_run_file_asks_only_for_these_parts_that_come_later(name: str, keys: list[str]) -> None:
-    assert [line.split(":")[0] for line in not_available(recipe(name))] == keys
-
-
-@pytest.mark.parametrize("name", ["mars", "food"])
-def test_plan_refuses_a_run_file_that_asks_for_them_and_names_each_key(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--store", str(tmp_path / "store"), "plan", str(JOBS / f"{name}.yaml")]) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    for line in not_available(recipe(name)):
-        assert line in shown.err
-    assert not (tmp_path / "store").exists()
 
 
 def test_elements_is_the_known_recipe() -> None:

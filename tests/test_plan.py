@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pocketvlm.environment import Environment
-from pocketvlm.errors import NotAvailableYet, RunFileError, UserError
+from pocketvlm.errors import RunFileError, UserError
 from pocketvlm.plan import check, plan
 from pocketvlm.run_file import RunFile, check_run_file
 
@@ -132,8 +132,3 @@ def test_a_revision_of_a_folder_that_looks_like_a_hub_id_is_refused(environment:
 def test_a_folder_without_a_checkpoint_is_refused(environment: Environment) -> None:
     with pytest.raises(UserError, match=r"run.student.model: ./nowhere is neither"):
         check(digits(student={"model": "./nowhere"}), environment)
-
-
-def test_parts_that_come_later_are_named_not_ignored(environment: Environment) -> None:
-    with pytest.raises(NotAvailableYet, match=r"run.task.system: not available yet"):
-        check(digits(task__system="You are a clerk."), environment)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pocketvlm.errors import NotAvailableYet, RunFileError
-from pocketvlm.run_file import Recipe, check_run_file, not_available, read_run_file, refuse_not_available
+from pocketvlm.errors import RunFileError
+from pocketvlm.run_file import Recipe, check_run_file, read_run_file
 from pocketvlm.sources.open import open_source
 from pocketvlm.sources.record import Context
 
@@ -56,7 +56,7 @@ def test_a_small_file_is_enough_and_the_rest_has_defaults() -> None:
     run = check()
     assert (run.device.canvas_px, run.device.longest_edge_px) == (256, 512)
     assert run.quantiser.types == ["q8_0"]
-    assert run.evaluator.gates.max_parity_nats == 0.01
+    assert run.evaluator.gates.max_parity_nats is None
     assert run.labeller.split.train + run.labeller.split.validation + run.labeller.split.test == pytest.approx(1)
 
 
@@ -202,7 +202,6 @@ def test_questions_may_have_every_placeholder_braces_and_no_placeholder_at_all()
     run = check(**asked({"ask": "{label} {classes} {description}", "answer": "{{{label}}}"}, {"ask": "What?", "answer": "Yes."}))
     assert [question.answer for question in run.task.questions] == ["{{{label}}}", "Yes."]
     assert check(**asked({"ask": "What?"})).task.questions[0].answer == "{label}"
-    assert not_available(run) == []
 
 
 @pytest.mark.parametrize(
@@ -364,26 +363,40 @@ def test_the_second_phase_is_named_by_its_number() -> None:
     assert "run.trainer.phases[1].rank: " in text
 
 
+TITLE = {"title": {"type": "string", "description": "a title"}}
+
+
+def extract(**keys: Any) -> dict[str, Any]:
+    """A change to a task of kind extract; `keys` are keys of the task."""
+    return {"task": {"kind": "extract", "fields": TITLE, "question": 'As {"title": "..."}', **keys}}
+
+
 @pytest.mark.parametrize(
-    ("changes", "key"),
+    ("changes", "message"),
     [
-        ({"task__kind": "extract", "task__classes": {}}, "run.task.kind"),
-        ({"task__answer": "reasoning"}, "run.task.answer"),
-        ({"task__fields": {"title": {"type": "string", "description": "a title"}}}, "run.task.fields"),
-        ({"task__system": "You are a vet."}, "run.task.system"),
+        ({"task__kind": "extract"}, "run.task.classes"),
+        (extract(fields={}), "an extract task needs at least one field"),
+        (extract(fields={"a title": TITLE["title"]}), "'a title' must be a letter, then letters"),
+        (extract(fields=[TITLE, TITLE]), "a field is named twice"),
+        (extract(answer="reasoning"), "run.task.answer: only kind: classify"),
+        (extract(fields={"n": {"type": "integer", "description": "a number", "max_length": 5}}), "max_length"),
+        (extract(fields={"b": {"type": "boolean", "description": "yes or no", "values": [1]}}), "values"),
+        ({"task__fields": TITLE}, "run.task.fields: only kind: extract has fields; remove it"),
+        ({"task__reasons": ["{description}"]}, "run.task.reasons: only answer: reasoning has them; remove it"),
+        ({"task__answer": "reasoning", "task__reasons": ["{descripton}"]}, "did you mean {description}?"),
+        ({"task__answer": "reasoning", "task__reasons": ["two\nlines"]}, "a reason is one line"),
+        ({"task__system": "You are <image>."}, "run.task.system: holds <image>"),
+        ({"task__system": " "}, "run.task.system: is empty"),
     ],
 )
-def test_a_part_that_comes_later_is_known_and_refused_by_its_key(changes: dict[str, Any], key: str) -> None:
-    run = check(**changes)
-    assert [line.split(":")[0] for line in not_available(run)] == [key]
-    with pytest.raises(NotAvailableYet, match="not available yet") as error:
-        refuse_not_available(run)
-    assert error.value.exit_code == 2
+def test_a_task_that_contradicts_itself_is_refused_by_its_key(changes: dict[str, Any], message: str) -> None:
+    assert message in refusal(**changes)
 
 
-def test_all_parts_that_come_later_are_listed_at_once() -> None:
-    run = check(task__answer="reasoning", task__system="x")
-    assert len(not_available(run)) == 2
+def test_fields_instructions_and_reasons_are_read() -> None:
+    assert check(**extract()).task.fields["title"].type == "string"
+    run = check(task__answer="reasoning", task__reasons=["It is {description}."], task__system="You are a vet.")
+    assert (run.task.answer, run.task.system) == ("reasoning", "You are a vet.")
 
 
 @pytest.mark.parametrize(
@@ -404,12 +417,6 @@ def test_all_parts_that_come_later_are_listed_at_once() -> None:
 )  # fmt: skip
 def test_settings_of_sources_and_teachers_that_cannot_be_meant_are_refused(changes: dict[str, Any], message: str) -> None:
     assert message in refusal(**changes)
-
-
-def test_nothing_is_refused_that_is_there() -> None:
-    run = check(labeller__source={"kind": "records", "path": "labels.json"})
-    assert not_available(run) == []
-    refuse_not_available(run)
 
 
 @pytest.mark.parametrize(

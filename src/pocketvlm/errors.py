@@ -3,7 +3,6 @@
 PocketVLMError                 1   unexpected: try again within the backoff limit
 ├── UserError                  2   a person must change the run file or the environment
 │   ├── RunFileError               a key of the run file is wrong
-│   ├── NotAvailableYet            the run file asks for a part that this version does not have
 │   ├── CredentialsError           the store, the teacher or a source refused our keys, or there is none
 │   ├── BucketMissing              the store has no such bucket
 │   └── ConditionIgnored           the store ignores If-None-Match or If-Match: unsafe, refused
@@ -35,10 +34,6 @@ class UserError(PocketVLMError):
 
 class RunFileError(UserError):
     """The run file is wrong; the message starts with the key's path."""
-
-
-class NotAvailableYet(UserError):
-    """A key that this version knows and cannot carry out."""
 
 
 class CredentialsError(UserError):

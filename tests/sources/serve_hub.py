@@ -1,4 +1,4 @@
-"""The Hugging Face Hub on loopback: the addresses that its Python client asks for datasets, with faults on demand.
+"""The Hugging Face Hub on loopback: the addresses that its Python client asks for datasets and models, with faults on demand.
 
 As a script it serves folders `<root>/<owner>/<name>/...` at every commit: point HF_ENDPOINT at what it prints.
 
@@ -53,7 +53,7 @@ class Asked:
 
 @dataclass
 class Repository:
-    """One dataset."""
+    """One dataset, or one model; their names are of one space here."""
 
     files: dict[str, bytes]
     token: str | None = None
@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        found = re.fullmatch(r"/(?:(api|store)/)?datasets/([^/]+/[^/]+)/(\w[\w-]*)/([^/]+)(?:/(.*))?", path)
+        found = re.fullmatch(r"/(?:(api|store)/)?(?:(?:datasets|models)/)?([^/]+/[^/]+)/(\w[\w-]*)/([^/]+)(?:/(.*))?", path)
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         self._asked = Asked(self.command, path, self.headers.get("Range"), token)
         self.server.asked.append(self._asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import close_session, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
-from safetensors.numpy import load_file, save_file
+from pydantic import SecretStr
+from safetensors.numpy import save_file
 
+from pocketvlm.artifacts.artifact import find, publish
+from pocketvlm.artifacts.store import Store
 from pocketvlm.environment import Environment
 from pocketvlm.errors import HubUnavailable, PocketVLMError, UserError
-from pocketvlm.run_file import Recipe
-from pocketvlm.student import base, hub
+from pocketvlm.run_file import Recipe, Student
+from pocketvlm.student import base, headers, hub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 RECIPE = Recipe.model_validate({
@@ -97,41 +101,172 @@ def load_file_as_numbers(path: Path) -> dict[str, Any]:
     return {name: tensor.to(torch.float16).numpy() for name, tensor in load(path).items()}
 
 
-def test_a_snapshot_lies_in_our_cache_and_holds_no_pickles(
-    tiny: Path, tmp_path: Path, environment: Environment, answer_with: Any
+def pod(tmp_path: Path, name: str, **changes: Any) -> Environment:
+    """An environment with a cache of its own."""
+    return Environment(scratch=tmp_path / name / "scratch", cache=tmp_path / name / "cache", **changes)
+
+
+def fetch(environment: Environment, store: Store, recipe: Recipe = RECIPE, **options: Any) -> Path:
+    return base.fetch_base(recipe, environment.cache.parent, environment.scratch, environment, store, **options)
+
+
+def facts(environment: Environment, store: Store, folder: Path, student: Student = RECIPE.student) -> base.BaseFacts:
+    return base.read_facts(student, environment.cache.parent, folder, environment, store)
+
+
+def test_a_checkpoint_of_the_hub_is_fetched_once_for_every_stage_run_and_pod(
+    tiny: Path, tmp_path: Path, folder_store: Store, answer_with: Any
+) -> None:
+    answer_with(fake := FakeHub(sharded(tiny, tmp_path)))
+    first = fetch(pod(tmp_path, "a"), folder_store)
+    weights = [name for name in fake.fetched if name.endswith(".safetensors")]
+    assert sorted(weights) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    assert not any(name.endswith(".bin") for name in fake.fetched)
+    answer_with(unreachable)
+    second = fetch(pod(tmp_path, "b"), folder_store)
+    assert {path.name: path.read_bytes() for path in second.iterdir()} == {
+        path.name: path.read_bytes() for path in first.iterdir()
+    }
+    here = pod(tmp_path, "c")
+    planned = fetch(here, folder_store, weights=False)
+    assert list(planned.glob("*.safetensors")) == []
+    told = facts(here, folder_store, planned)
+    assert told.shapes == {name: entry.shape for name, entry in headers.read_file(tiny / "model.safetensors").items()}
+    assert "owner/model, in the store" in told.line
+
+
+def test_what_is_in_the_store_is_an_artifact_like_any_other_and_changes_no_id(
+    tiny: Path, tmp_path: Path, folder_store: Store, answer_with: Any
 ) -> None:
     answer_with(FakeHub(sharded(tiny, tmp_path)))
-    folder = base.fetch_base(RECIPE, tmp_path, tmp_path / "scratch", environment)
-    assert folder.is_relative_to(environment.cache / "hub")
-    assert {"config.json", "tokenizer.json", "model-00001-of-00002.safetensors"} <= {path.name for path in folder.iterdir()}
-    assert not (folder / "pytorch_model.bin").exists()
-    assert len(load_file(folder / "model-00001-of-00002.safetensors")) > 1
+    before = base.identity(RECIPE.student, tmp_path)
+    fetch(pod(tmp_path, "a"), folder_store)
+    (manifest,) = [stored.key for stored in folder_store.list("models/") if stored.key.endswith("manifest.json")]
+    artifact = find(folder_store, "models", manifest.split("/")[1])
+    assert artifact is not None and artifact.manifest.settings == {"hub": "owner/model", "revision": REVISION}
+    assert not any(file.name.endswith(".bin") for file in artifact.files)
+    assert base.identity(RECIPE.student, tmp_path) == before == {"model": "owner/model", "revision": REVISION}
 
 
-def test_shapes_are_read_from_headers_of_weights_that_stay_where_they_are(
-    tiny: Path, tmp_path: Path, environment: Environment, answer_with: Any
+def test_two_pods_that_fetch_at_once_publish_one_artifact(
+    tiny: Path, tmp_path: Path, folder_store: Store, answer_with: Any
 ) -> None:
-    fake = FakeHub(sharded(tiny, tmp_path))
-    answer_with(fake)
-    folder = base.fetch_base(RECIPE, tmp_path, tmp_path / "scratch", environment, weights=False)
-    assert list(folder.glob("*.safetensors")) == []
+    answer_with(FakeHub(sharded(tiny, tmp_path)))
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda name: fetch(pod(tmp_path, name), folder_store), ["a", "b"]))
+    assert all((folder / "model-00001-of-00002.safetensors").is_file() for folder in folders)
+    assert sum(stored.key.endswith("manifest.json") for stored in folder_store.list("models/")) == 1
+
+
+def test_a_plan_reads_headers_of_weights_that_stay_where_they_are_and_leaves_the_store_as_it_is(
+    tiny: Path, tmp_path: Path, folder_store: Store, answer_with: Any
+) -> None:
+    answer_with(fake := FakeHub(sharded(tiny, tmp_path)))
+    here = pod(tmp_path, "a")
+    folder = fetch(here, folder_store, weights=False)
+    assert folder.is_relative_to(here.cache / "hub") and list(folder.glob("*.safetensors")) == []
     fake.fetched.clear()
-    remote = base.read_shapes(RECIPE.student, folder, environment)
+    told = facts(here, folder_store, folder)
     assert fake.fetched == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    assert remote == base.read_shapes(RECIPE.student.model_copy(update={"revision": None}), tiny, environment)
+    assert told.shapes == {name: entry.shape for name, entry in headers.read_file(tiny / "model.safetensors").items()}
+    assert told.weights_bytes == sum(entry.size for entry in headers.read_file(tiny / "model.safetensors").values())
+    assert list(folder_store.list("models/")) == []
 
 
 def test_shapes_of_shards_that_are_here_are_read_here(
-    tiny: Path, tmp_path: Path, environment: Environment, answer_with: Any
+    tiny: Path, tmp_path: Path, environment: Environment, folder_store: Store, answer_with: Any
 ) -> None:
-    fake = FakeHub(sharded(tiny, tmp_path))
-    answer_with(fake)
-    folder = base.fetch_base(RECIPE, tmp_path, tmp_path / "scratch", environment)
-    whole = base.read_shapes(RECIPE.student, folder, environment)
+    answer_with(fake := FakeHub(sharded(tiny, tmp_path)))
+    folder = hub.fetch_snapshot(RECIPE.student, base.CHECKPOINT_FILES, environment)
+    whole = facts(environment, folder_store, folder)
     (folder / "model-00002-of-00002.safetensors").unlink()  # as a download that was killed leaves it
     fake.fetched.clear()
-    assert base.read_shapes(RECIPE.student, folder, environment) == whole
+    assert facts(environment, folder_store, folder) == whole
     assert fake.fetched == ["model-00002-of-00002.safetensors"]
+
+
+@pytest.mark.parametrize(("card", "licence"), [
+    ("---\nlicense: apache-2.0\ntags: [a]\n---\n# Model", "apache-2.0"),
+    ("---\nlicense: other\nlicense_name: gemma\n---\n", "gemma"),
+    ("---\nlicense:\n- mit\n- cc-by-4.0\ntags:\n- a\n---\n", "mit, cc-by-4.0"),
+    ("# license: mit\n", "not stated"), (None, "not stated"),
+])  # fmt: skip
+def test_the_licence_is_told_before_and_after_and_of_what_was_made_of_it(
+    tiny: Path, tmp_path: Path, folder_store: Store, answer_with: Any, card: str | None, licence: str
+) -> None:
+    answer_with(FakeHub({**sharded(tiny, tmp_path), **({"README.md": card.encode()} if card else {})}))
+    here = pod(tmp_path, "a")
+    assert facts(here, folder_store, fetch(here, folder_store, weights=False)).licence == licence
+    fetch(here, folder_store)
+    told = facts(here, folder_store, fetch(here, folder_store, weights=False))
+    assert told.licence == licence and told.line.endswith(f"licence: {licence}")
+    settings = {"student": base.identity(RECIPE.student, tmp_path)}
+    publish(folder_store, "models", "0123456789abcdef", tiny, inputs={}, settings=settings, facts={})
+    merged = Student(model="models/0123456789abcdef")
+    assert facts(here, folder_store, tiny, merged).licence == licence
+
+
+def test_a_finished_model_of_the_store_is_a_base(tiny: Path, tmp_path: Path, folder_store: Store) -> None:
+    publish(folder_store, "models", "0123456789abcdef", tiny, inputs={}, settings={}, facts={})
+    student = Student(model="models/0123456789abcdef")
+    recipe = RECIPE.model_copy(update={"student": student})
+    assert base.identity(student, tmp_path) == {"model": "models/0123456789abcdef"}
+    here = pod(tmp_path, "a")
+    planned = fetch(here, folder_store, recipe, weights=False)
+    assert list(planned.glob("*.safetensors")) == []
+    told = facts(here, folder_store, planned, student)
+    assert told.shapes == {name: entry.shape for name, entry in headers.read_file(tiny / "model.safetensors").items()}
+    folder = fetch(here, folder_store, recipe)
+    assert (folder / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
+    assert base.display_name(student, tmp_path) == "models/0123456789abcdef"
+
+
+def test_a_model_that_the_store_does_not_have_is_for_a_person(tmp_path: Path, folder_store: Store) -> None:
+    recipe = RECIPE.model_copy(update={"student": Student(model="models/0123456789abcdef")})
+    with pytest.raises(UserError, match=r"run\.student\.model: .* has no models/0123456789abcdef"):
+        fetch(pod(tmp_path, "a"), folder_store, recipe)
+    with pytest.raises(ValueError, match="revision"):
+        Student(model="models/0123456789abcdef", revision=REVISION)
+
+
+@pytest.mark.parametrize("weights", [True, False], ids=["a stage", "a plan"])
+def test_pickles_are_refused_and_never_fetched(
+    tiny: Path, tmp_path: Path, folder_store: Store, answer_with: Any, weights: bool
+) -> None:
+    files = {path.name: path.read_bytes() for path in tiny.iterdir() if path.suffix != ".safetensors"}
+    answer_with(fake := FakeHub({**files, "pytorch_model.bin": b"a pickle"}))
+    here = pod(tmp_path, "a")
+    with pytest.raises(UserError, match="pickles are never opened"):
+        facts(here, folder_store, fetch(here, folder_store, weights=weights))
+    assert "pytorch_model.bin" not in fake.fetched and list(folder_store.list("models/")) == []
+
+
+def test_a_checkpoint_that_wants_its_own_code_is_refused_before_its_weights_are_fetched(
+    tiny: Path, tmp_path: Path, folder_store: Store, answer_with: Any
+) -> None:
+    files = sharded(tiny, tmp_path)
+    config = json.loads(files["config.json"]) | {"auto_map": {"AutoModel": "modeling.Mine"}}
+    answer_with(fake := FakeHub({**files, "config.json": json.dumps(config).encode(), "modeling.py": b"boom()"}))
+    with pytest.raises(UserError, match="auto_map"):
+        fetch(pod(tmp_path, "a"), folder_store)
+    assert not any(name.endswith((".safetensors", ".py")) for name in fake.fetched)
+    assert list(folder_store.list("models/")) == []
+
+
+def test_the_token_is_a_secret_that_every_request_carries(
+    tiny: Path, tmp_path: Path, folder_store: Store, answer_with: Any
+) -> None:
+    fake = FakeHub(sharded(tiny, tmp_path))
+
+    def gated(request: httpx2.Request) -> httpx2.Response:
+        right = request.headers.get("authorization") == "Bearer hf_secret"
+        return fake(request) if right else httpx2.Response(401, headers={"X-Error-Code": "GatedRepo"}, request=request)
+
+    answer_with(gated)
+    with pytest.raises(UserError, match="HF_TOKEN"):
+        fetch(pod(tmp_path, "a"), folder_store)
+    fetch(pod(tmp_path, "b", hub_token=SecretStr("hf_secret")), folder_store)
+    assert not any(b"hf_secret" in folder_store.read(stored.key) for stored in folder_store.list(""))
 
 
 def unreachable(request: httpx2.Request) -> httpx2.Response:
@@ -149,14 +284,14 @@ def test_a_hub_that_cannot_answer_now_is_tried_again(
 ) -> None:
     answer_with(handler)
     with pytest.raises(HubUnavailable, match=r"run\.student\.model: owner/model at 0123456789\w+ .*run again") as caught:
-        hub.fetch_shapes(RECIPE.student, ["model.safetensors"], environment)
+        hub.fetch_entries(RECIPE.student, ["model.safetensors"], environment)
     assert caught.value.exit_code == 1
 
 
 @pytest.mark.parametrize("code", [401, 403, 404])
 @pytest.mark.parametrize("fetch", [
     lambda environment: hub.fetch_snapshot(RECIPE.student, ["*.json"], environment),
-    lambda environment: hub.fetch_shapes(RECIPE.student, ["model.safetensors"], environment),
+    lambda environment: hub.fetch_entries(RECIPE.student, ["model.safetensors"], environment),
 ], ids=["snapshot", "shapes"])  # fmt: skip
 def test_a_hub_that_refuses_is_for_a_person(
     code: int, fetch: Callable[[Environment], Any], environment: Environment, answer_with: Any

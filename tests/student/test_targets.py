@@ -10,13 +10,12 @@ import torch
 from torch import nn
 from transformers import SmolVLMForConditionalGeneration
 
-from pocketvlm.environment import Environment
 from pocketvlm.errors import UserError
-from pocketvlm.run_file import Phase, Student
+from pocketvlm.run_file import Phase
 from pocketvlm.student import adapters
-from pocketvlm.student.base import read_shapes
 from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.families import FAMILIES, HEAD, lora_targets, read_geometry
+from pocketvlm.student.headers import read_file
 from pocketvlm.student.published import SIZES, build_published_tokenizer, published_config
 
 FAMILY = FAMILIES["SmolVLMForConditionalGeneration"]
@@ -28,7 +27,7 @@ def linear_modules(model: Any) -> set[str]:
 
 def by_plan(folder: Path, phase: Phase) -> tuple[list[str], list[str]]:
     geometry = read_geometry(folder)
-    shapes, _ = read_shapes(Student(model=str(folder)), folder, Environment())
+    shapes = {name: entry.shape for name, entry in read_file(folder / "model.safetensors").items()}
     layers = FAMILY.linear_layers(shapes, tied_head=geometry.tied_head)
     return lora_targets(FAMILY, layers, phase, tied_head=geometry.tied_head)
 
@@ -41,7 +40,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 def test_names_and_shapes_tell_which_tensors_are_linear_layers(folder: Path) -> None:
     geometry = read_geometry(folder)
-    shapes, _ = read_shapes(Student(model=str(folder)), folder, Environment())
+    shapes = {name: entry.shape for name, entry in read_file(folder / "model.safetensors").items()}
     assert set(FAMILY.linear_layers(shapes, tied_head=geometry.tied_head)) == linear_modules(load_model(folder))
 
 

@@ -22,7 +22,7 @@ from pocketvlm.errors import Corrupt, DataError
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published artifact. Every byte that it hands out was checked against the manifest."""
+    """A published artifact. Every byte that it hands out was checked against the manifest, but for `read_part`."""
 
     store: Store
     manifest: Manifest
@@ -62,6 +62,16 @@ class Artifact:
         except KeyMissing as error:
             raise Corrupt(f"{self.store.url}: {key} is listed and not there; delete {self.kind}/{self.id}/ "
                           "and run again") from error
+
+    def read_part(self, name: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` of one file. They alone are not checked: a sha256 is of whole files. For headers.
+
+        Raises DataError for a name that the artifact does not have, or an end beyond the file's.
+        """
+        entry = self._entry(name)
+        if end > entry.size:
+            raise DataError(f"{self.store.url}: {self.kind}/{self.id}: {name} has {entry.size} bytes, not {end}")
+        return self.store.read_part(self._key(entry), start, end)
 
     def measurements(self) -> dict[str, Any]:
         """Times, rates and memory of the attempt whose files these are; {} if none. For people: not hashed."""

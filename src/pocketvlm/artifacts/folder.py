@@ -45,6 +45,11 @@ class FolderStore(Store):
             return None
         return data, hashlib.sha256(data).hexdigest()
 
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        with self._errors(key), self._reading(key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
     def write(self, key: str, data: bytes) -> None:
         with self._errors(key), self._written(data) as temporary, self._locked():
             self._place(temporary, self._path(key))

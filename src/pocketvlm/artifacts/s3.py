@@ -129,6 +129,9 @@ class S3Store(Store):
         except KeyMissing:
             return None
 
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        return self._range(key, start, end)
+
     def write(self, key: str, data: bytes) -> None:
         self._try("write", key, lambda: self._client.put_object(**self._at(key), Body=data))
 

@@ -44,6 +44,10 @@ class Store(ABC):
         """Bytes and an opaque tag for `replace`; None if the key is absent."""
 
     @abstractmethod
+    def read_part(self, key: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` of a key that is at least `end` long: a header without what follows. Raises KeyMissing."""
+
+    @abstractmethod
     def write(self, key: str, data: bytes) -> None:
         """Writes whole and unconditionally."""
 

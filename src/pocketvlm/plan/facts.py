@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pocketvlm.artifacts.open import open_store
 from pocketvlm.environment import Environment
 from pocketvlm.run_file import Recipe
 from pocketvlm.student import base
@@ -19,15 +20,24 @@ from pocketvlm.student.prompt import PromptEncoder
 class StudentFacts:
     """What the base checkpoint says about itself."""
 
+    base: base.BaseFacts
+    """Its size, its licence, and where it is."""
     geometry: Geometry
-    shapes: dict[str, tuple[int, ...]]
-    """Tensor name -> shape."""
-    positions: int
     encoder: PromptEncoder
     layout: Any
     """`Layout` of a square image, the largest that the device gives; None where the device block cannot be."""
     device_problems: list[str]
     """As `Family.device_problems`."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape."""
+        return self.base.shapes
+
+    @property
+    def positions(self) -> int:
+        """Of the text model."""
+        return self.base.positions
 
     @property
     def family(self) -> Family:
@@ -50,14 +60,15 @@ class StudentFacts:
 def student_facts(recipe: Recipe, folder: Path, environment: Environment) -> StudentFacts:
     """Raises UserError for a base or a task that cannot be, HubUnavailable when another try may succeed."""
     base.identity(recipe.student, folder)
+    store = open_store(environment, read_only=True)
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = base.fetch_base(recipe, folder, Path(scratch), environment, weights=False)
+        checkpoint = base.fetch_base(recipe, folder, Path(scratch), environment, store, weights=False)
         geometry = read_geometry(checkpoint)
-        shapes, positions = base.read_shapes(recipe.student, checkpoint, environment)
+        about = base.read_facts(recipe.student, folder, checkpoint, environment, store)
         from pocketvlm.student.checkpoint import load_tokenizer
 
         encoder = PromptEncoder(load_tokenizer(checkpoint), geometry, recipe.task)
         problems = list(geometry.family.device_problems(geometry, recipe.device))
         side = recipe.device.canvas_px or recipe.device.longest_edge_px
         layout = None if problems else geometry.family.eye(geometry, recipe.device, checkpoint).layout((side, side))
-    return StudentFacts(geometry, shapes, positions, encoder, layout, problems)
+    return StudentFacts(about, geometry, encoder, layout, problems)

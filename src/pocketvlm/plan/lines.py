@@ -18,17 +18,15 @@ from pocketvlm.errors import RunFileError
 from pocketvlm.forecast import forecast
 from pocketvlm.llamacpp.sizes import estimate_mb
 from pocketvlm.plan.facts import StudentFacts, student_facts
-from pocketvlm.plan.problems import problems, too_long
-from pocketvlm.run_file import Recipe, RunFile, refuse_not_available
+from pocketvlm.plan.problems import problems
+from pocketvlm.run_file import Recipe, RunFile
 from pocketvlm.stages.stage import STAGES, load_stage, stage_id
-from pocketvlm.student.tasks import kind_of
 from pocketvlm.student.variants import variants_per_image
 
 
 def check(run_file: RunFile, environment: Environment) -> StudentFacts:
-    """Refuses what cannot work. Raises NotAvailableYet, RunFileError and UserError; returns what it learnt."""
+    """Refuses what cannot work. Raises RunFileError and UserError; returns what it learnt."""
     recipe = run_file.run
-    refuse_not_available(recipe)
     load_stage("labeller").settings(recipe, run_file.folder)
     facts = student_facts(recipe, run_file.folder, environment)
     if wrong := list(problems(recipe, facts)):
@@ -98,6 +96,7 @@ def _trainer(recipe: Recipe, facts: StudentFacts, train_images: int | None) -> l
     exact = "pixels and tokens" + (" exactly" if family.device_exact else " not proven to be") + " as on the phone"
     lines = [
         f"{family.name}, {facts.parameters() / 1e6:.2f} M parameters, {recipe.student.model}; {exact}",
+        facts.base.line,
         f"{visual} visual tokens an image ({layout.words}), {prompt} tokens a prompt",
     ]
     more = variants_per_image(recipe.task)

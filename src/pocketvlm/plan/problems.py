@@ -41,7 +41,7 @@ def too_long(answer: str, facts: StudentFacts, most: int) -> str | None:
 
 
 def _length_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
-    """Prompt and answer must fit the student; so must a variant with the label that makes it longest, which the phone never asks."""
+    """Prompt and answer must fit the student, and so must the longest of each variant, which the phone never asks."""
     tokens = len(facts.encoder.prompt(facts.layout)) + recipe.device.max_new_tokens
     if tokens > facts.positions:
         yield (f"run.device.longest_edge_px: prompt and answer take {tokens} tokens and the student has "

@@ -3,9 +3,8 @@
 The docstring under a field is its documentation (docs/run-file.md is generated from it).
 """
 
-from pocketvlm.run_file.available import not_available, refuse_not_available
 from pocketvlm.run_file.labeller import Labeller, Price, Split, Teacher
-from pocketvlm.run_file.reader import check_run_file, read_run_file
+from pocketvlm.run_file.reader import check_run_file, read_recipe, read_run_file
 from pocketvlm.run_file.recipe import Evaluator, Gates, GgufType, Quantiser, Recipe, RunFile
 from pocketvlm.run_file.source import (
     ArchiveSource,
@@ -19,14 +18,16 @@ from pocketvlm.run_file.source import (
     Source,
     UnsplashSource,
 )
-from pocketvlm.run_file.task import Device, ExtractField, Question, Student, Task, is_hub_shaped
-from pocketvlm.run_file.trainer import Part, Phase, Trackers, Trainer
+from pocketvlm.run_file.task import Device, ExtractField, Question, Student, Task, is_hub_shaped, is_stored
+from pocketvlm.run_file.trainer import Augment, EarlyStop, Part, Phase, Trackers, Trainer
 
 __all__ = [
     "ArchiveSource",
+    "Augment",
     "CocoSource",
     "Device",
     "DigitsSource",
+    "EarlyStop",
     "Evaluator",
     "ExtractField",
     "Fetch",
@@ -54,7 +55,7 @@ __all__ = [
     "UnsplashSource",
     "check_run_file",
     "is_hub_shaped",
-    "not_available",
+    "is_stored",
+    "read_recipe",
     "read_run_file",
-    "refuse_not_available",
 ]

@@ -28,7 +28,7 @@ class Block(BaseModel):
 
     @model_validator(mode="after")
     def _nothing_idle_is_set(self) -> Self:
-        set_ = {key for key in self.model_fields_set if getattr(self, key) is not None}
+        set_ = {key for key in self.model_fields_set if getattr(self, key) not in (None, [], {})}
         if idle := {key: why for key, why in self.idle().items() if key in set_}:
             raise IdleKeys(idle)
         return self

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from pocketvlm.run_file.block import Block
 from pocketvlm.run_file.source import Source
+from pocketvlm.run_file.task import Task
 
 
 class Price(Block):
@@ -154,6 +156,22 @@ class Labeller(Block):
         if self.source.kind != "records":
             idle["min_confidence"] = f"images of source {self.source.kind} have no confidence; remove it"
         return idle
+
+    def unfit(self, task: Task) -> Iterator[tuple[str, str]]:
+        """Keys that are set and mean nothing to the task, or that it needs, and what to do about each."""
+        no_classes, source = "only kind: classify has classes; remove it", self.source
+        of_source = {"class_folders": no_classes, "class_names": no_classes, "categories": no_classes}
+        if task.kind == "extract":
+            own = {key: no_classes for key in ("per_class", "balance") if getattr(self, key) is not None}
+            if self.teacher is None and source.kind not in ("records", "hub"):
+                own["teacher"] = f"images of source {source.kind} have no fields; set it, or use source records or hub"
+            yield from own.items()
+        else:
+            of_source = {"field_columns": "only kind: extract has fields; remove it"}
+            reasons = task.answer == "label" or task.reasons or self.teacher is not None or source.kind == "records"
+            if not reasons:
+                yield "teacher", "answer: reasoning has to be given reasons; set it, or templates in task.reasons"
+        yield from ((f"source.{key}", why) for key, why in of_source.items() if getattr(source, key, None))
 
     @model_validator(mode="after")
     def _cost_is_known(self) -> Self:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pocketvlm.errors import RunFileError
+from pocketvlm.errors import Corrupt, RunFileError
 from pocketvlm.run_file.block import IdleKeys
 from pocketvlm.run_file.recipe import RunFile
 
@@ -57,6 +57,18 @@ def read_run_file(path: Path) -> RunFile:
     if not isinstance(data, dict) or "run" not in data:
         raise RunFileError(f"{path}: has no `run:` block; put the recipe under `run:`")
     return check_run_file(data, path)
+
+
+def read_recipe(text: str, where: str) -> dict[str, Any]:
+    """The `run:` block that a run left in its store, unchecked: another version may have written it. Raises Corrupt."""
+    try:
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise Corrupt(f"{where} is not YAML; run it again") from error
+    recipe = data.get("run") if isinstance(data, dict) else None
+    if not isinstance(recipe, dict):
+        raise Corrupt(f"{where} has no `run:` block; run it again")
+    return recipe
 
 
 def check_run_file(data: dict[str, Any], path: Path) -> RunFile:

@@ -53,15 +53,19 @@ class FolderSource(Block):
 
 
 class RecordsSource(Block):
-    """A JSON, JSONL or CSV file with `image_id, image_path` and a label column; optionally `reason, confidence`."""
+    """A JSON, JSONL or CSV file with `image_id, image_path` and a label column, or a column for each field of an `extract` task;
+    optionally `reason, confidence`."""
 
     kind: Literal["records"]
     path: str
     """The file; relative to the run file. `image_path` in it is relative to `images`."""
     images: str | None = None
     """Folder of the images; default: the folder of `path`."""
-    label_column: str = "label"
-    """Name of the label's column (for example `element`). With a teacher there may be none."""
+    label_column: str | None = None
+    """Name of the label's column (for example `element`); default: `label`. With a teacher there may be none. For `extract`: the
+    column that holds all fields as JSON; default: each field has its own."""
+    field_columns: dict[str, str] = Field(default_factory=dict)
+    """For `extract`: field -> its column, or its key in the JSON of `label_column`, where they differ."""
     licence: str | None = None
     """Licence of the images, kept with each of them."""
 
@@ -183,7 +187,10 @@ class HubSource(Block):
     image_column: str | None = None
     """Default: the only column of images."""
     label_column: str | None = None
-    """Default: the only column of class labels, else the column `label`. With a teacher there may be none."""
+    """Default: the only column of class labels, else the column `label`. With a teacher there may be none. For `extract`: the
+    column that holds all fields, as JSON or as a structure; default: each field has its own."""
+    field_columns: dict[str, str] = Field(default_factory=dict)
+    """For `extract`: field -> its column, or its key in `label_column`, where they differ."""
     class_names: dict[str, str] = Field(default_factory=dict)
     """Class name, number or text in the dataset -> class name of the task, where they differ."""
     limit: int | None = Field(default=None, ge=1)

@@ -57,7 +57,7 @@ def _in_order(value: Any, what: str) -> Any:
     """Helm sorts the keys of a mapping. So they are sorted here too: a laptop and a cluster must agree on every id."""
     if isinstance(value, list):
         if not all(isinstance(item, dict) and len(item) == 1 for item in value):
-            raise ValueError(f"each item of the list must name one {what}")
+            raise ValueError(f"each item of the list must be one `- name: {'description' if what == 'class' else '{type: ...}'}`")
         merged = {name: item_value for item in value for name, item_value in item.items()}
         if len(merged) < len(value):
             raise ValueError(f"a {what} is named twice")
@@ -110,10 +110,21 @@ class Task(Block):
     """For `reasoning`: templates of the reason, each image gets one by its bytes, for example `The picture shows {description}.`;
     `{label}`, `{description}` and `{classes}` are filled in. Default: the reason that the teacher gave."""
 
+    def shipped(self) -> dict[str, Any]:
+        """The block for whoever asks the finished model: without what only teacher and training read. It makes a task again."""
+        block = self.model_dump(mode="json", exclude={"questions", "questions_per_image", "reasons"})
+        if self.classes:
+            block["classes"] = [{name: ""} for name in self.classes]
+        if self.fields:
+            fields = {name: field.model_dump(mode="json") for name, field in self.fields.items()}
+            block["fields"] = [{name: {**field, "description": ""}} for name, field in fields.items()]
+        return block
+
     def idle(self) -> dict[str, str]:
         if self.kind == "extract":
             why = "only kind: classify has a label to fill in; remove it"
-            return dict.fromkeys(("questions", "questions_per_image", "answer", "reasons", "classes"), why)
+            idle = dict.fromkeys(("questions", "questions_per_image", "answer", "reasons"), why)
+            return idle | ({"classes": "only kind: classify has classes; remove it"} if self.classes else {})
         idle = {"fields": "only kind: extract has fields; remove it"}
         if not self.questions:
             idle["questions_per_image"] = "there are no questions to choose from; remove it"

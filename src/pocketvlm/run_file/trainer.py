@@ -29,8 +29,8 @@ class Phase(Block):
     warmup_share: float = Field(default=0.0, ge=0, lt=1)
     """The same as a share of the phase's steps, instead of `warmup_steps`."""
     schedule: Literal["linear", "cosine", "cosine_with_restarts", "inverse_sqrt", "constant"] = "linear"
-    """Of the rate after warm-up: a line or half a cosine down to zero; such a cosine again for every epoch; 1 / sqrt(step / warm-up)
-    (needs warm-up); or as it is."""
+    """Of the rate after warm-up: a line or half a cosine down to zero; such a cosine again for every epoch; falling as
+    1 / sqrt(step / warm-up), which needs a warm-up; or as it is."""
     weight_decay: float = Field(default=0.0, ge=0, lt=1)
     """Of AdamW, on weights of two or more dimensions."""
     rank: int = Field(default=16, ge=1, le=1024)
@@ -87,8 +87,8 @@ class EarlyStop(Block):
     patience: int = Field(default=3, ge=1)
     """Validations in a row without a gain after which the phase ends."""
     min_gain: float = Field(default=0.0, ge=0, lt=1)
-    """Accuracy that a validation must add to count as a gain. 0: it counts if its weights are kept as the best, so by a lower loss
-    too."""
+    """Accuracy that a validation must add to count as a gain. 0: it counts if its weights are kept as the best, so by a lower
+    loss too."""
 
 
 class Augment(Block):
@@ -106,14 +106,14 @@ class Augment(Block):
     jpeg_max: int = Field(default=95, ge=1, le=100)
     """Highest quality of JPEG."""
     turned: float = Field(default=0.1, ge=0, le=1)
-    """Share of the variants that lie on a side or upside down, as a photo does whose EXIF orientation an app forgets. 0 where up and
-    down matter, as in digits."""
+    """Share of the variants that lie on a side or upside down, as a photo does whose EXIF orientation an app forgets. 0 where up
+    and down matter, as in digits."""
     light: float = Field(default=0.3, ge=0, lt=1)
     """Brightness, contrast and the three colours change by factors of up to 1 ± this; the colours by a third of it."""
     blurred: float = Field(default=0.3, ge=0, le=1)
     """Share of the variants that are out of focus, by up to 1 % of their longer side."""
     resized: float = Field(default=0.5, ge=0, le=1)
-    """Share of the variants that went through an app's own resize (nearest, bilinear, box or bicubic; from 1 to half the size)."""
+    """Share of the variants that went through an app's own resize: nearest, bilinear, box or bicubic, to half at least."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -130,16 +130,16 @@ class Trainer(Block):
     batch_size: int = Field(default=16, ge=1, le=4096)
     """Samples of one optimiser step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Samples of one forward pass; must divide `batch_size`; default: the most that `memory_gb` has room for. Where a GPU turns out
-    to be too small, it is halved and the step done again: a step stays `batch_size` samples."""
+    """Samples of one forward pass; must divide `batch_size`; default: the most that `memory_gb` has room for. Where a GPU turns
+    out to be too small, it is halved and the step done again: a step stays `batch_size` samples."""
     memory_gb: float | None = Field(default=None, gt=0)
     """Memory (10^9 bytes) that training may take, for the default of `micro_batch_size` and of `gradient_checkpointing`; default:
     90 % of the GPU's, and on a CPU no limit."""
     gradient_checkpointing: Literal["auto", True, False] = "auto"
-    """Forget the layers' activations and compute them again where they are needed: less memory, about a third more work, the same
-    weights. `auto`: only where a micro-batch of one sample does not fit otherwise."""
+    """Forget the layers' activations and compute them again where they are needed: less memory, about a third more work, the
+    same weights. `auto`: only where a micro-batch of one sample does not fit otherwise."""
     base_bits: Literal[16, 8, 4] = 16
-    """8 or 4: the frozen base is held in that many bits by bitsandbytes (`pip install bitsandbytes`). On CUDA and for LoRA only."""
+    """8 or 4: the frozen base is held in that many bits by bitsandbytes, to be installed. On CUDA and for LoRA only."""
     sampling: Literal["natural", "balanced"] = "natural"
     """`balanced`: every epoch has as many samples as the split, each class equally often; rare ones repeat, frequent ones rest."""
     augment: Augment | None = None
@@ -170,6 +170,9 @@ class Trainer(Block):
     @model_validator(mode="after")
     def _bits_are_frozen(self) -> Self:
         if self.base_bits != 16:
+            if len(self.phases) > 1:
+                raise ValueError(f"base_bits: a second phase learns on the first one's weights, which {self.base_bits} bits "
+                                 "cannot hold; use one phase, or base_bits: 16")  # fmt: skip
             for i, phase in enumerate(self.phases):
                 if phase.method == "full" or phase.full:
                     raise ValueError(f"base_bits: {self.base_bits} bits cannot learn, and phases[{i}] trains whole weights; "

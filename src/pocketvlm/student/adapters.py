@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pocketvlm.artifacts.checkpoint_layout import ADAPTER, ADAPTER_CONFIG, ADAPTER_PREFIX, WEIGHTS, PhaseRecord
 from pocketvlm.errors import DataError, UserError
 from pocketvlm.run_file import Part, Phase
-from pocketvlm.student.families import Family, lora_targets
+from pocketvlm.student.families import Family, full_modules, lora_targets
 
 _ADAPTER_NAME = "default"
 """peft's own name for the only adapter; it is part of the names in memory and not of those on disk."""
@@ -49,6 +49,27 @@ def inject(model: Any, targets: list[str], *, rank: int, alpha: float, dropout: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=_ADAPTER_NAME)
+
+
+def resolve_full(model: Any, family: Family, phase: Phase, *, where: str = "run.trainer.phases") -> list[str]:
+    """Names, in memory and on disk, of the tensors that a LoRA phase trains whole; shared ones once, under their first name.
+
+    To be asked before `inject`, which renames the targets' own. Raises UserError for modules that there are not.
+    """
+    paths = [path for path, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+    chosen, problems = full_modules(family, paths, phase)
+    if problems:
+        raise UserError("\n".join(f"{where}.{problem}" for problem in problems))
+    modules = dict(model.named_modules())
+    wanted = {id(parameter) for path in chosen for parameter in modules[path].parameters(recurse=False)}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in wanted]
+
+
+def train_whole(model: Any, names: list[str]) -> None:
+    """These tensors learn beside what learns already."""
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(True)
 
 
 def train_parts(model: Any, family: Family, parts: list[Part]) -> None:
@@ -84,10 +105,13 @@ def write_phase(folder: Path, record: PhaseRecord, trained: Path) -> None:
     to = folder / record.folder
     to.mkdir(parents=True)
     tensors = load_file(trained)
+    whole = {name: tensor for name, tensor in tensors.items() if record.method == "full" or name in record.full}
+    if whole:
+        save_file(whole, to / WEIGHTS, metadata={"format": "pt"})
     if record.method == "full":
-        save_file(tensors, to / WEIGHTS, metadata={"format": "pt"})
         return
-    named = {ADAPTER_PREFIX + name.replace(f".{_ADAPTER_NAME}.", "."): tensor for name, tensor in tensors.items()}
+    named = {ADAPTER_PREFIX + name.replace(f".{_ADAPTER_NAME}.", "."): tensor for name, tensor in tensors.items()
+             if name not in whole}  # fmt: skip
     save_file(named, to / ADAPTER, metadata={"format": "pt"})
     (to / ADAPTER_CONFIG).write_text(json.dumps(_peft_config(record), indent=2, sort_keys=True) + "\n")
 
@@ -95,16 +119,17 @@ def write_phase(folder: Path, record: PhaseRecord, trained: Path) -> None:
 def apply_phase(model: Any, folder: Path, phase: PhaseRecord, *, merge: bool) -> None:
     """Lays a phase of the artifact in `folder` over a model that has all phases before it.
 
-    Full: the trained tensors are put in place. LoRA: merged into the targets' weights, computed in fp32 and rounded
+    What learnt whole is put in place. LoRA: merged into the targets' weights, computed in fp32 and rounded
     once to the model's dtype; or, with merge=False, kept as adapters beside them (only sensible for the last phase).
     Raises DataError if the phase does not fit the model.
     """
     where = folder / phase.folder
-    if phase.method == "full":
+    if phase.method == "full" or phase.full:
+        # Before any adapter: a tensor that other names share is put once, and stays shared.
         _put(dict(model.named_parameters()), load_file(where / WEIGHTS), where)
-    elif merge:
+    if phase.method == "lora" and merge:
         _merge(model, phase, where)
-    else:
+    elif phase.method == "lora":
         assert phase.rank and phase.alpha, "a LoRA phase has both"
         inject(model, phase.targets, rank=phase.rank, alpha=phase.alpha, dropout=0.0)
         tensors = {_name_in_memory(name): tensor for name, tensor in load_file(where / ADAPTER).items()}

@@ -7,16 +7,18 @@ It refuses the text model unless `text_config.architectures` names it, and trans
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.utils import logging
 
-from pocketvlm.student.families import read_geometry
+from pocketvlm.errors import UserError
+from pocketvlm.student.families import HEAD, read_geometry
 
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
@@ -33,10 +35,22 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model of a checkpoint folder, in eval mode. Only safetensors are read and no code of the checkpoint is run."""
+def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, bits: int = 16) -> PreTrainedModel:
+    """The model of a checkpoint folder, in eval mode. Only safetensors are read and no code of the checkpoint is run.
+
+    With 8 or 4 `bits`, its linear layers are held in so many (`check_bits` says whether they can be), and the model is on the GPU.
+    """
     quiet()
     read_geometry(folder)
+    more: dict[str, Any] = {}
+    if bits != 16:
+        # The head stays whole: it is small beside the layers, and its logits decide the answer.
+        kind: dict[str, Any] = {"load_in_8bit": True} if bits == 8 else {
+            "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": torch.bfloat16,
+        }  # fmt: skip
+        more = {"quantization_config": BitsAndBytesConfig(**kind, llm_int8_skip_modules=[HEAD]),
+                "device_map": {"": torch.cuda.current_device()}}  # fmt: skip
     model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
         folder,
         dtype=dtype,
@@ -44,8 +58,20 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> PreTraine
         trust_remote_code=False,
         use_safetensors=True,
         attn_implementation="sdpa",
+        **more,
     )
     return model.eval()
+
+
+def check_bits(bits: int, device: torch.device) -> None:
+    """Raises UserError where bitsandbytes cannot hold a base in 8 or 4 bits."""
+    if bits == 16:
+        return
+    if device.type != "cuda":
+        raise UserError(f"run.trainer.base_bits: {bits} bits are made by kernels for CUDA, and this process runs on {device.type}; "
+                        "use 16, or a GPU")  # fmt: skip
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"run.trainer.base_bits: {bits} bits need the package bitsandbytes; install it, or use 16")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -72,8 +98,8 @@ def save_processor(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tile_px:
     preprocessor = folder / "preprocessor_config.json"
     settings = json.loads(preprocessor.read_text())
     settings["image_processor_type"] = "Idefics3ImageProcessor"
-    _write_json(preprocessor, settings)
-    _write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_processor": settings})
+    write_json(preprocessor, settings)
+    write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_processor": settings})
     tokenizer.save_pretrained(folder)
 
 
@@ -84,8 +110,9 @@ def complete_config(folder: Path) -> None:
     wanted = read_geometry(folder).family.text_architecture
     if wanted is not None:
         config["text_config"]["architectures"] = [wanted]
-        _write_json(path, config)
+        write_json(path, config)
 
 
-def _write_json(path: Path, data: dict[str, Any]) -> None:
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """The same bytes for the same data."""
     path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")

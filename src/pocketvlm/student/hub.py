@@ -11,12 +11,13 @@ from pocketvlm import hub_errors as errors
 from pocketvlm.environment import Environment
 from pocketvlm.hub_errors import FOLDER, hub_token
 from pocketvlm.run_file import Student
+from pocketvlm.student.headers import Entry
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def fetch_snapshot(student: Student, patterns: Sequence[str], environment: Environment) -> Path:
-    """The folder with the repository's files of these patterns; those that are there already are kept.
+    """The folder with the repository's files of these patterns, those in its root; what is there already is kept.
 
     Raises HubUnavailable when another try may succeed, else UserError.
     """
@@ -24,28 +25,40 @@ def fetch_snapshot(student: Student, patterns: Sequence[str], environment: Envir
 
     with hub_errors(student, environment):
         return Path(snapshot_download(
-            student.model, revision=student.revision, allow_patterns=list(patterns), token=hub_token(environment),
-            cache_dir=environment.cache / FOLDER,
+            student.model, revision=student.revision, allow_patterns=list(patterns), ignore_patterns=["*/*"],
+            token=hub_token(environment), cache_dir=environment.cache / FOLDER,
         ))  # fmt: skip
 
 
-def weight_files(snapshot: Path) -> list[str]:
-    """Names of the repository's files of weights, by the index in its snapshot if it has one."""
-    index = snapshot / INDEX
-    return sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [SINGLE]
-
-
-def fetch_shapes(student: Student, names: Sequence[str], environment: Environment) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in these files by tensor name; only their headers are fetched. Raises as `fetch_snapshot`."""
+def list_names(student: Student, environment: Environment) -> list[str]:
+    """Names of the files in the repository's root. Raises as `fetch_snapshot`."""
     from huggingface_hub import HfApi
 
     api = HfApi(token=hub_token(environment))
-    shapes: dict[str, tuple[int, ...]] = {}
+    with hub_errors(student, environment):
+        return sorted(name for name in api.list_repo_files(student.model, revision=student.revision) if "/" not in name)
+
+
+def weight_files(names: Sequence[str], index: bytes | None) -> list[str]:
+    """Names of the files of weights: by the bytes of the index if there is one, else those of `names`, else the single one."""
+    if index is not None:
+        return sorted(set(json.loads(index)["weight_map"].values()))
+    return sorted(name for name in names if name.endswith(".safetensors")) or [SINGLE]
+
+
+def fetch_entries(student: Student, names: Sequence[str], environment: Environment) -> dict[str, Entry]:
+    """The tensors in these files by name; only their headers are fetched. Raises as `fetch_snapshot`."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=hub_token(environment))
+    found: dict[str, Entry] = {}
     with hub_errors(student, environment):
         for name in names:
             header = api.parse_safetensors_file_metadata(student.model, name, revision=student.revision)
-            shapes |= {tensor: tuple(info.shape) for tensor, info in header.tensors.items()}
-    return shapes
+            for tensor, info in header.tensors.items():
+                start, end = info.data_offsets
+                found[tensor] = Entry(info.dtype, tuple(info.shape), start, end - start)
+    return found
 
 
 def hub_errors(student: Student, environment: Environment) -> AbstractContextManager[None]:

@@ -23,7 +23,7 @@ from pocketvlm.student.families.idefics3 import END, FAKE, GLOBAL, IMAGE, MAX_GR
 
 TILE_PX, PATCH_PX, SCALE_FACTOR = 32, 8, 2
 TEXT_WIDTH, VISION_WIDTH, LAYERS = 128, 128, 4
-LEARNED_TOKENS = 480
+LEARNED_TOKENS = 544
 
 CORPUS = """
 Classify this image into one of these classes. Which digit is in this picture? Digit: zero one two three four five six
@@ -32,6 +32,13 @@ Look at the objects, materials, colours, textures and light of the image and nam
 User: Assistant: system: Reasoning: Answer: label: class: image: photo: picture: question: surface: panel: dish:
 clean dusty snow covered damage bird drop food drink title list items true false left right top bottom dark bright
 """
+JSON_CORPUS = """
+{"is_food":1,"image_title":"apple, bread","food_items":["apple","bread"],"drink_items":["milk"]}
+{"is_food":1,"image_title":"egg, cheese","food_items":["egg","cheese"],"drink_items":["tea","juice"]}
+{"is_food":0,"image_title":"empty table","food_items":[],"drink_items":[]}
+apple bread egg cheese milk tea juice water The picture shows Reasoning: The picture shows the digit
+"""
+"""Keys and words of plates and cups: their JSON takes 31 tokens with it and 71 without."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -57,7 +64,7 @@ def learn_tokens() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([CORPUS, *["\n\n"] * 8], trainer)
+    tokenizer.train_from_iterator([CORPUS, *[JSON_CORPUS] * 2, *["\n\n"] * 8], trainer)
     return tokenizer
 
 

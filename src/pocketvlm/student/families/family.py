@@ -38,6 +38,8 @@ class Template:
     system: str
     """Stands before the turn where there are instructions, with `{system}`."""
     end: str
+    plain: str = ""
+    """Stands there where there are no instructions."""
     start: str = ""
     """What every prompt begins with."""
     bos: str | None = None
@@ -50,7 +52,7 @@ class Template:
 
     def prompt(self, question: str, *, system: str | None = None) -> str:
         """The bytes of a prompt, with MEDIA where the image goes."""
-        before = "" if system is None else fill(self.system, {"system": system})
+        before = self.plain if system is None else fill(self.system, {"system": system})
         return self.start + before + fill(self.turn, {"image": MEDIA, "question": question})
 
     def of(self, task: Task, question: str | None = None) -> str:
@@ -173,6 +175,10 @@ class Family(ABC):
     @abstractmethod
     def mmproj_keys(self, geometry: Any, device: Device) -> dict[str, Any]:
         """Keys that the vision file must have, so that it sees images as the student did."""
+
+    def patches(self, geometry: Any, visual_tokens: int) -> int:
+        """Patches that the vision tower makes so many visual tokens of, for estimates of memory."""
+        return visual_tokens * int(getattr(geometry, "scale_factor", 2)) ** 2
 
     # --- the forward pass, in three steps
 

@@ -10,13 +10,23 @@ from typing import Any
 from pocketvlm.errors import UserError
 from pocketvlm.student.families.family import Family, Geometry
 from pocketvlm.student.families.idefics3 import IDEFICS3, SMOLVLM
+from pocketvlm.student.families.lfm2_vl import LFM2_VL
+from pocketvlm.student.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_5, QWEN3_VL
 
-FAMILIES: dict[str, Family] = {family.architecture: family for family in (SMOLVLM, IDEFICS3)}
+FAMILIES: dict[str, Family] = {
+    family.architecture: family for family in (
+        SMOLVLM, IDEFICS3,
+        LFM2_VL,
+        QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_5,
+    )
+}  # fmt: skip
 REFUSED = {
     "Phi3VForCausalLM": "llama.cpp's converter has no entry for Phi-3.5-vision (its pull requests 7705, 9209 and 17687 were "
                         "never merged), so that no GGUF of it can be made",
+    "Gemma3nForConditionalGeneration": "llama.cpp exports Gemma 3n, but transformers runs its vision tower (MobileNetV5) through "
+                                       "timm and torchvision alone, which this project does not carry",
 }  # fmt: skip
-"""Architecture -> why nothing of it can be shipped."""
+"""Architecture -> why it cannot be trained or shipped."""
 
 
 def read_geometry(folder: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from pocketvlm.run_file import Task
 from pocketvlm.student.families import Template
 
 PROMPT_FORMAT = 2
-"""Raise it when a template of a family, or the layout of an answer, becomes other bytes: it is part of every id behind the labels."""
+"""Raise it when a template of a family, or the layout of an answer, becomes other bytes: it is part of every id behind the
+labels."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,22 @@ class TaskKind(ABC):
     def read(self, text: str) -> Said | None:
         """What an answer says; None if it is none of this task's."""
 
+    def reason(self, label: str, sha256: str, of_teacher: str | None) -> str | None:
+        """The reason that an image's student learns; None where it learns none. `sha256` is that of the original file, in hex."""
+        return None
+
+    def label_of(self, answer: Mapping[str, Any]) -> str:
+        """The label in a teacher's valid answer (teacher/schema.py)."""
+        return str(answer["label"])
+
+    def values(self, label: str) -> dict[str, Any]:
+        """The fields of a label; empty where it is one thing."""
+        return {}
+
+    def stratum(self, label: str) -> str:
+        """What of a label every split shall have its share of."""
+        return label
+
     @abstractmethod
     def grammar(self, lead: str) -> str | None:
         """The bytes of `grammar.gbnf`; None where llama.cpp makes them of `schema`."""
@@ -63,6 +80,10 @@ class TaskKind(ABC):
 
     def choice(self, lead: str) -> Choice | None:
         """Where the label is chosen among the classes; None where there are none."""
+        return None
+
+    def opening(self) -> str | None:
+        """What every answer begins with, to the end of a token; None where answers are closed."""
         return None
 
     def problems(self) -> Iterator[str]:

@@ -47,6 +47,10 @@ class Reasoning(TaskKind):
         """On the second line."""
         return Choice(ANSWER, [f" {name}" for name in self.classes])
 
+    def opening(self) -> str:
+        """The first word; the space after it belongs to the next token."""
+        return REASONING.rstrip()
+
     def problems(self) -> Iterator[str]:
         """As for labels."""
         yield from clash_problems(self.classes)

@@ -1,0 +1,37 @@
+"""The door: parse, call one function, turn errors into exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pocketvlm.cli import jobs, releases, runs
+from pocketvlm.cli.parser import build_parser
+from pocketvlm.environment import calm_idle_threads, read_environment
+from pocketvlm.errors import PocketVLMError
+from pocketvlm.interrupt import ends_on_sigterm
+
+COMMANDS = {
+    **dict.fromkeys(("plan", "run", "stage", "report", "review"), runs.run_file_command),
+    "pull": releases.pull, "verify": releases.verify, "predict": releases.predict, "demo": releases.demo,
+    "compare": releases.compare, "publish": releases.publish, "doctor": releases.doctor,
+    "conduct": jobs.conduct, "bucket": jobs.bucket,
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        with ends_on_sigterm():
+            calm_idle_threads()
+            environment = read_environment()
+            if options.store:
+                environment = environment.model_copy(update={"store": options.store})
+            return COMMANDS[options.command](options, environment)
+    except PocketVLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nerror: interrupted; what is saved stays, run the same command again to go on", file=sys.stderr)
+        return 130

@@ -1,0 +1,90 @@
+"""Commands on a run file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pocketvlm.environment import Environment
+from pocketvlm.errors import GateRefused, PocketVLMError, UserError
+from pocketvlm.run_file import RunFile, read_run_file
+
+
+def run_file_command(options: argparse.Namespace, environment: Environment) -> int:
+    """Imports are in the functions, so that no command waits for what it does not need."""
+    run_file = read_run_file(options.run_file)
+    if options.command == "plan":
+        return _plan(run_file, environment)
+    if options.command == "run":
+        return _run(options.run_file, run_file, environment)
+    if options.command == "stage":
+        return _stage(options.stage, run_file, environment)
+    if options.command == "review":
+        return _review(options, run_file, environment)
+    return _report(options, run_file, environment)
+
+
+def _plan(run_file: RunFile, environment: Environment) -> int:
+    from pocketvlm.plan import plan
+
+    print(plan(run_file, environment))
+    return 0
+
+
+def _stage(name: str, run_file: RunFile, environment: Environment) -> int:
+    from pocketvlm.artifacts.open import open_store
+    from pocketvlm.metrics import serve
+    from pocketvlm.progress import Progress
+    from pocketvlm.stages.stage import run_stage
+
+    progress = Progress(name)
+    if environment.metrics_port:
+        serve(progress.metrics, environment.metrics_port, progress.warn)
+    run_stage(name, run_file, open_store(environment), environment, progress)
+    return 0
+
+
+def _run(path: Path, run_file: RunFile, environment: Environment) -> int:
+    from pocketvlm.local import run
+    from pocketvlm.report.files import summary, write_report
+
+    try:
+        artifacts = run(path, run_file, environment)
+    except PocketVLMError as error:
+        if error.exit_code == GateRefused.exit_code:
+            print(f"report: {write_report(run_file, environment, None)}", file=sys.stderr)
+        raise
+    print(summary(run_file, artifacts["evaluator"], artifacts["quantiser"]))
+    print(f"report: {write_report(run_file, environment, None)}")
+    return 0
+
+
+def _report(options: argparse.Namespace, run_file: RunFile, environment: Environment) -> int:
+    from pocketvlm.report.files import write_report
+
+    return written("report", write_report(run_file, environment, options.to), options)
+
+
+def _review(options: argparse.Namespace, run_file: RunFile, environment: Environment) -> int:
+    if options.label_studio is None:
+        from pocketvlm.review.page import write_review
+
+        return written("review", write_review(run_file, environment, options.to, images=options.images), options)
+    if options.to or options.open:
+        raise UserError("--label-studio writes no page; remove --to and --open")
+    from pocketvlm.review.label_studio import write_label_studio
+
+    folder = write_label_studio(run_file, environment, options.label_studio, images=options.images)
+    print(f"for Label Studio: {folder}/tasks.json to import, {folder}/labels.xml as the labelling interface")
+    return 0
+
+
+def written(what: str, page: Path, options: argparse.Namespace) -> int:
+    """Says where a page is, and opens it if asked to."""
+    print(f"{what}: {page}")
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+    return 0

@@ -1,0 +1,64 @@
+"""What families share whose images are one square canvas: the same number of tokens for every image, nothing resized."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.run_file import Device
+from pocketvlm.student.families.family import Family, Sight
+from pocketvlm.student.pixels import Tiles
+
+PROCESSOR_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json", "generation_config.json",
+)  # fmt: skip
+"""What stands beside the weights of a published checkpoint, as far as it has them."""
+
+
+@dataclass(frozen=True)
+class CanvasLayout:
+    """One image of `cols` x `rows` tokens."""
+
+    cols: int
+    rows: int
+    tiles: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of the image."""
+        return self.rows * self.cols
+
+    @property
+    def words(self) -> str:
+        """For a person."""
+        return f"{self.cols}x{self.rows} of them, one canvas"
+
+
+def one_tile(tile: Tiles, layout: CanvasLayout) -> Sight:
+    """A sight of a single tile, (1, ...)."""
+    return Sight(tile, [0], layout)
+
+
+class CanvasFamily(Family):
+    """A family that goes through its own processor, on a canvas that leaves it nothing to resize."""
+
+    def canvas_problems(self, device: Device, fit: Sequence[int]) -> Iterator[str]:
+        """Whether the canvas is one of `fit` (px); and no other key says how an image is cut."""
+        sizes = ", ".join(map(str, fit[:8])) + (f" ... {fit[-1]}" if len(fit) > 8 else "")
+        if device.canvas_px not in fit:
+            yield (f"canvas_px: {device.canvas_px} is no canvas that llama.cpp leaves as it is for {self.name}, so that pixels or "
+                   f"tokens would differ from the phone's; use one of {sizes}")  # fmt: skip
+        if "longest_edge_px" in device.model_fields_set:
+            yield f"longest_edge_px: {self.name} has no tile budget, the canvas alone decides; remove it"
+
+    def save_processor(self, folder: Path, source: Path, geometry: Any, device: Device) -> None:
+        """The files of the base checkpoint, as they are: on its canvas nothing of them depends on the device."""
+        del geometry, device
+        for name in PROCESSOR_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
