@@ -52,7 +52,8 @@ check: $(READY) ## style and types
 # The tests of a cluster assert times of what they share with nobody; the others share the cores of this machine.
 test: check llama-cpp ## all tests
 	@runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && export POCKETVLM_TEST_RUNS=$$runs && \
-	$(BIN)/pytest -m "not cluster" --numprocesses 2 --dist loadgroup && $(BIN)/pytest -m cluster
+	unset PYTHONDONTWRITEBYTECODE; \
+	$(BIN)/pytest -m "not cluster" --numprocesses 2 --dist loadgroup && $(BIN)/pytest -m cluster tests/cluster tests/images
 
 test-fast: check ## the tests that need no llama.cpp
 	@$(BIN)/pytest -m "not llamacpp and not chain and not real_size"
@@ -93,7 +94,7 @@ $(ALL_IMAGES:%=image-%): image-%:
 push-images: ## push what Jobs run to REGISTRY; one on localhost may speak plain HTTP
 	@set -e; for image in $(JOB_IMAGES:%=pocketvlm-%:$(TAG)); do \
 	  if [ $(BUILDER) = buildah ]; then \
-	    buildah push --quiet $(if $(filter localhost:%,$(REGISTRY)),--tls-verify=false) localhost/$$image docker://$(REGISTRY)/$$image; \
+	    buildah push --quiet $(if $(filter localhost:%,$(REGISTRY)),--tls-verify=false --disable-compression) localhost/$$image docker://$(REGISTRY)/$$image; \
 	  else docker tag $$image $(REGISTRY)/$$image; docker push --quiet $(REGISTRY)/$$image; fi; \
 	  echo "$(REGISTRY)/$$image"; \
 	done

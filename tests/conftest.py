@@ -45,16 +45,9 @@ ROOT = Path(__file__).parents[1]
 # Servers and run files for the tests of several rooms, some of which are scripts too.
 sys.path[:0] = [str(ROOT / "tests" / "teacher"), str(ROOT / "tests" / "sources"), str(ROOT / "tests" / "fixtures")]
 from runs import SMALL, job  # noqa: E402
+from turns import pytest_collection_modifyitems, pytest_configure, pytest_xdist_make_scheduler  # noqa: E402, F401
 
 StoreFactory = Callable[..., Store]
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, those of one file, and the long ones that share a run, stay together."""
-    for item in items:
-        layers = [name for name in ("chain", "real_size") if item.get_closest_marker(name)]
-        item.add_marker(pytest.mark.xdist_group(layers[0] if layers else str(item.path)))
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,9 @@ class Endpoint:
         bucket = f"bucket-{uuid.uuid4().hex[:12]}"
         client = boto3.client(
             "s3", endpoint_url=self.url, region_name="us-east-1", aws_access_key_id=self.access_key_id,
-            aws_secret_access_key=self.secret_access_key, config=Config(s3={"addressing_style": "path"}),
+            aws_secret_access_key=self.secret_access_key,
+            # MinIO says that it is ready, and on a busy machine answers 503 for seconds more.
+            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 10, "mode": "standard"}),
         )
         client.create_bucket(Bucket=bucket)
         client.close()
@@ -215,6 +210,13 @@ def minio_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoin
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def s3_endpoint(request: pytest.FixtureRequest) -> Endpoint:
+    """A real MinIO where its binary is there, else moto's server: for what costs too much to be shown on both."""
+    endpoint: Endpoint = request.getfixturevalue("minio_endpoint" if shutil.which("minio") else "moto_endpoint")
+    return endpoint
+
+
 @pytest.fixture
 def minio(tmp_path: Path) -> Iterator[Minio]:
     """A MinIO of this test alone, not started yet."""
@@ -340,11 +342,16 @@ def built() -> None:
     find_toolchain(read_environment())
 
 
+def _kept(name: str, factory: pytest.TempPathFactory) -> Path:
+    """A folder for a run: below POCKETVLM_TEST_RUNS, where that is set, so that the next session finds the run done."""
+    kept = os.environ.get("POCKETVLM_TEST_RUNS")
+    return Path(kept) / name if kept else factory.mktemp(name)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory, built: None) -> Place:
-    """jobs/digits.yaml as it is, run to its end; below POCKETVLM_TEST_RUNS, where that is set, so that the next finds it done."""
-    kept = os.environ.get("POCKETVLM_TEST_RUNS")
-    there = place(Path(kept) / "digits" if kept else tmp_path_factory.mktemp("digits"))
+    """jobs/digits.yaml as it is, run to its end."""
+    there = place(_kept("digits", tmp_path_factory))
     done = there.pocketvlm("run", str(there.run_file))
     assert done.returncode == 0, done.stderr[-4000:]
     (there.folder / "log.txt").write_text(done.stderr + done.stdout)
@@ -353,8 +360,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory, built: None) -> Place:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, built: None) -> Place:
-    """The small run, undisturbed, stage by stage; `seconds.json` says how long each took here and now."""
-    there = place(tmp_path_factory.mktemp("small"), SMALL)
+    """The small run, undisturbed, stage by stage; `seconds.json` says how long each took here."""
+    there = place(_kept("small", tmp_path_factory), SMALL)
+    if (there.folder / "seconds.json").exists():
+        return there
     seconds = {}
     for stage in STAGES:
         clock = time.monotonic()

@@ -28,7 +28,7 @@ OWNERS = {
     "peft": ("student/", "stages/"),
     "accelerate": ("student/", "stages/"),
     "tokenizers": ("student/", "stages/"),
-    "huggingface_hub": ("student/", "sources/", "hub_errors.py"),
+    "huggingface_hub": ("student/", "sources/", "publish/", "hub_errors.py"),
     "boto3": ("artifacts/s3",),
     "botocore": ("artifacts/s3",),
     "s3transfer": ("artifacts/s3",),
@@ -37,6 +37,10 @@ OWNERS = {
     "kagglesdk": ("sources/kaggle.py",),
     "datasets": ("sources/",),
     "kubernetes": ("cluster/api.py",),
+    "gradio": ("demo/",),
+    "fastapi": ("demo/serve.py",),
+    "starlette": ("demo/serve.py",),
+    "uvicorn": ("demo/serve.py",),
     "sklearn": ("sources/digits.py",),
     "prometheus_client": ("metrics.py", "cluster/"),
     "pydantic_settings": ("environment.py",),
@@ -52,6 +56,11 @@ STRANGERS = {
     "llamacpp/": ("stages", "student", "sources", "cluster", "local", "plan", "cli"),
     "chart/": ("artifacts", "stages", "student", "sources", "teacher", "llamacpp", "cluster", "local", "plan", "cli"),
     "report/": ("sources", "student", "llamacpp", "cluster", "local", "plan", "cli"),
+    "predict/": ("stages", "teacher", "report", "review", "demo", "cluster", "local", "plan", "cli"),
+    "demo/": ("stages", "teacher", "report", "review", "cluster", "local", "plan", "cli"),
+    "doctor/": ("stages", "sources", "teacher", "cluster", "local", "plan", "cli"),
+    "publish/": ("stages", "student", "sources", "teacher", "llamacpp", "cluster", "local", "plan", "cli"),
+    "compare/": ("stages", "sources", "teacher", "llamacpp", "cluster", "local", "plan", "cli"),
     "review/": ("stages", "student", "sources", "teacher", "llamacpp", "cluster", "local", "plan", "cli"),
     "stages/": ("cluster", "local", "plan", "cli"),
     "cluster/": (
@@ -72,15 +81,16 @@ WORKSHOPS = {"labelling": "labeller", "training": "trainer", "evaluation": "eval
 
 SETTERS = ("os.putenv", "os.unsetenv", *(f"os.environ.{name}" for name in ("update", "setdefault", "pop", "clear")))
 
-ROOM_USERS = {"cluster": ("cluster/", "cli.py")}
+ROOM_USERS = {"cluster": ("cluster/", "cli/")}
 """Room -> beginnings of the paths that may import it."""
 
-HEAVY = ("torch", "transformers", "peft", "accelerate", "sklearn", "datasets")
+HEAVY = ("torch", "transformers", "peft", "accelerate", "sklearn", "datasets", "gradio")
 """Seconds to import. A rerun of a finished run needs none of them."""
 LIGHT = [
     *(f"pocketvlm.stages.{name}" for name in STAGES if f"stages/{name}.py" in FILES),
     *(f"pocketvlm.{name}" for name in (
-        "cli", "local", "plan", "artifacts", "sources", "teacher", "llamacpp", "report", "review", "cluster",
+        "cli", "local", "plan", "artifacts", "sources", "teacher", "llamacpp", "report", "review", "doctor", "cluster",
+        "predict", "demo", "publish", "compare",
     )),
 ]
 """Modules, and packages with all their modules, that must not import anything heavy."""

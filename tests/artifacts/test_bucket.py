@@ -76,7 +76,7 @@ def test_a_store_that_does_not_answer_is_waited_for_up_to_the_deadline(
     nobody = type(moto_endpoint)(f"http://127.0.0.1:{unused_port}")
     clock = time.monotonic()
     assert command(nobody, "bucket", *check, "--deadline-s", "1.5") == code
-    assert 1 < time.monotonic() - clock < 5
+    assert 1 < time.monotonic() - clock < 60  # by default it would be 120
     assert "no answer" in (said := capsys.readouterr().err) and "check that the store runs" in said
 
 

@@ -29,11 +29,8 @@ def test_killed_at_every_file_operation_it_converges(work: str, least: int) -> N
     assert 0 < result["invisible"] < result["points"] + 1
 
 
-@pytest.mark.parametrize("kind", ["moto", "minio"])
-def test_killed_during_an_upload_to_s3_it_converges(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    endpoint = request.getfixturevalue(f"{kind}_endpoint")
+def test_killed_during_an_upload_to_s3_it_converges(s3_endpoint, tmp_path: Path) -> None:
+    endpoint = s3_endpoint
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a", "b", "c"):

@@ -37,6 +37,13 @@ def test_missing_key_is_said_so(store: Store, tmp_path: Path) -> None:
     assert list(tmp_path.glob("file*")) == []
 
 
+def test_a_part_of_a_key_is_read_alone(store: Store) -> None:
+    store.write("key", b"0123456789")
+    assert store.read_part("key", 0, 3) == b"012" and store.read_part("key", 8, 10) == b"89"
+    with pytest.raises(KeyMissing):
+        store.read_part("no/such/key", 0, 1)
+
+
 def test_create_succeeds_once(store: Store) -> None:
     assert store.create("key", b"first")
     assert not store.create("key", b"second")

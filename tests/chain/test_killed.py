@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from runs import SMALL
+from runs import FULL, SMALL
 
 from pocketvlm.stages.stage import STAGES
 
 from ..conftest import Place, place
 
 pytestmark = [pytest.mark.chain, pytest.mark.timeout(1500)]
-MOMENTS = 5
+MOMENTS = 5 if FULL else 3
 
 
-def test_killed_in_every_stage_five_times_the_run_ends_with_the_same_bytes(small: Place, tmp_path: Path) -> None:
+def test_killed_several_times_in_every_stage_the_run_ends_with_the_same_bytes(small: Place, tmp_path: Path) -> None:
     there = place(tmp_path / "killed", SMALL)
     killed = dict.fromkeys(STAGES, 0)
     seconds: dict[str, float] = json.loads((small.folder / "seconds.json").read_text())
@@ -35,6 +36,13 @@ def test_killed_in_every_stage_five_times_the_run_ends_with_the_same_bytes(small
     assert {key: there.store.read(key) for key in release} == {key: small.store.read(key) for key in release}
     assert not list(there.store.list("partial/"))
     assert all(count == MOMENTS for count in killed.values()), killed
+
+
+def test_changed_training_keeps_the_dataset(small: Place, tmp_path: Path) -> None:
+    there = place(tmp_path / "again", SMALL, {"trainer": {"seed": 7}})
+    shutil.copytree(small.folder / "store", tmp_path / "again" / "store")
+    done = there.pocketvlm("stage", "labeller", str(there.run_file))
+    assert "already done: datasets/" in done.stderr
 
 
 def _kill(there: Place, stage: str, after_s: float) -> int:

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from runs import SMALL
+from runs import FULL, SMALL
 
 from pocketvlm.artifacts.run_record import run_id
 from pocketvlm.run_file import read_run_file
@@ -55,7 +55,7 @@ def in_session(leader: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("shards", [2, 4])
+@pytest.mark.parametrize("shards", [2, 4] if FULL else [2])
 def test_shares_of_the_evaluator_publish_what_one_process_makes(small: Place, tmp_path: Path, shards: int) -> None:
     """In parallel; the first is killed while llama-server answers it, and starts again."""
     run = run_id(read_run_file(small.run_file).run)

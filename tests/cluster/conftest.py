@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import pytest
 import yaml
 from pydantic import SecretStr
-from runs import SMALL, merged
+from runs import FULL, SMALL, merged
 
 from pocketvlm.artifacts.artifact import Artifact, find
 from pocketvlm.artifacts.run_record import read_record, run_id
@@ -50,6 +50,8 @@ OBJECT_STORE: dict[str, Any] = {
         "image": {"repository": f"{REGISTRY}/minio", "tag": "dev", "digest": ""}, "persistence": {"size": "5Gi"},
     },
 }  # fmt: skip
+DIGITS: dict[str, Any] = {} if FULL else {"run": SMALL}
+"""What the demo is cut by: its training takes five minutes on two cores, and runs whole on this machine in tests/chain."""
 FIGURES: dict[str, Any] = {}
 
 
@@ -241,15 +243,21 @@ def namespace(new_namespace: Callable[[str], Namespace]) -> Namespace:
 
 @pytest.fixture(scope="session")
 def digits_on_cluster(new_namespace: Callable[[str], Namespace], figures: dict[str, Any]) -> Release:
-    """`helm install digits charts/pocketvlm -f jobs/digits.yaml`, with MinIO in the chart, run to its end."""
+    """`helm install digits charts/pocketvlm -f jobs/digits.yaml -f ...`, with MinIO in the chart, run to its end."""
     namespace = new_namespace("digits")
     clock = time.monotonic()
-    release = namespace.install("digits", OBJECT_STORE)
+    release = namespace.install("digits", OBJECT_STORE, DIGITS)
     done = namespace.kubectl("wait", "--for=condition=Complete", "job/digits-conductor", "--timeout=1200s", check=False,
                              timeout_s=1260)  # fmt: skip
     assert done.returncode == 0, release.logs()
     figures["digits, from install to release, s"] = round(time.monotonic() - clock, 1)
     return release
+
+
+@pytest.fixture(scope="session")
+def digits_here(request: pytest.FixtureRequest) -> Any:
+    """The same run on this machine."""
+    return request.getfixturevalue("digits" if FULL else "small")
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def test_what_is_not_on_the_list_is_refused(small_on_cluster: Release, attempt: 
     assert "forbidden" in done.stderr.lower()
 
 
-def test_no_secret_value_is_in_any_object_log_or_environment(namespace: Namespace, digits_on_cluster: Release) -> None:
+def test_no_secret_value_is_in_any_object_log_or_environment(namespace: Namespace, small_on_cluster: Release) -> None:
     """A run with a canary as its secret key: the store refuses it, and nothing that can be read repeats it."""
     namespace.kubectl("create", "secret", "generic", "canary", "--from-literal=access-key-id=pocketvlm",
                       f"--from-literal=secret-access-key={CANARY}")  # fmt: skip

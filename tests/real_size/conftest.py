@@ -17,14 +17,15 @@ from pocketvlm.errors import UserError
 from pocketvlm.llamacpp.server import LlamaServer
 from pocketvlm.llamacpp.toolchain import Toolchain, find_toolchain
 from pocketvlm.phone import pair_threads
-from pocketvlm.run_file import Task
+from pocketvlm.run_file import Device, Task
 from pocketvlm.stages.evaluation.hf_scoring import HfStudent
-from pocketvlm.student.grammar import grammar_text
-from pocketvlm.student.prompt import MEDIA, prompt_text
+from pocketvlm.student.families import MEDIA
+from pocketvlm.student.families.idefics3 import SMOLVLM
+from pocketvlm.student.tasks import kind_of
 
 CLASSES = ["water", "land", "fire", "wood", "metal"]
 TASK = Task(question="Classify this image into one of these elements.\nElement:", classes=dict.fromkeys(CLASSES, ""))
-PROMPT = prompt_text(TASK)
+PROMPT, GRAMMAR = kind_of(TASK).prompt(SMOLVLM.template), str(kind_of(TASK).grammar(" "))
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class BothSides:
     def compare(self, image: Image.Image) -> Compared:
         """An RGB image as the app hands it over: one pass on each side."""
         encoded = self.student.encode([image])
-        done = self.server.complete(PROMPT, png(image), grammar=grammar_text(CLASSES), max_new_tokens=1, top=100_000)
+        done = self.server.complete(PROMPT, png(image), grammar=GRAMMAR, max_new_tokens=1, top=100_000)
+        assert self.student.allowed is not None
         device = {token: done.steps[0].logprobs[token] for token in self.student.allowed.following(b"")}
         return Compared(done.prompt_tokens, len(encoded[0].prompt_ids), device, self.student.answer(encoded)[0].first_step)
 
@@ -105,7 +107,7 @@ def both_sides(toolchain: Toolchain) -> Callable[[Path, int], AbstractContextMan
     def open_(checkpoint: Path, longest_edge_px: int) -> Iterator[BothSides]:
         text, mmproj = checkpoint / "text-bf16.gguf", checkpoint / "mmproj-f16.gguf"
         toolchain.convert(checkpoint, text=text, text_type="bf16", mmproj=mmproj, mmproj_type="f16")
-        student = HfStudent(checkpoint, prompt=PROMPT, classes=CLASSES, longest_edge_px=longest_edge_px)
+        student = HfStudent(checkpoint, TASK, Device(canvas_px=None, longest_edge_px=longest_edge_px))
         threads = pair_threads(text, mmproj, read_environment().thread_count())
         with LlamaServer(toolchain, text, mmproj, media_marker=MEDIA, threads=threads) as server:
             yield BothSides(student, server)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from runs import FULL
 from transformers import SmolVLMForConditionalGeneration
 
 from pocketvlm.sources.images import ORIENTATION, decode
@@ -101,7 +102,9 @@ FILES: dict[str, Callable[[Any], bytes]] = {
     "cmyk": lambda noise: encode(noise(120, 90).resize((640, 480)).convert("CMYK"), "JPEG"),
     "rotated": lambda noise: rotated(noise(40, 30).resize((400, 300))),
 }
-CASES = [(name, CANVAS_PX) for name in FILES] + [("one_pixel", None), ("thin", None), ("rotated", None)]
+LETTERBOXED = tuple(FILES) if FULL else ("one_pixel", "cmyk")
+"""Once decoded, which tests/sources shows for each kind, all are RGB squares of one size."""
+CASES = [(name, CANVAS_PX) for name in LETTERBOXED] + [("one_pixel", None), ("thin", None), ("rotated", None)]
 
 
 @pytest.mark.parametrize(("name", "canvas_px"), CASES)

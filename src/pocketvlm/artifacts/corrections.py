@@ -10,17 +10,20 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pocketvlm.errors import RunFileError
 from pocketvlm.intervals import wilson
+from pocketvlm.run_file import ExtractField
+from pocketvlm.run_file.values import parse, read_label
 
 FORMAT = "pocketvlm-corrections/1"
 NONE = "none"
-"""What `Corrections.label` gives where none of the classes fits; `null` in the file."""
+"""What `Corrections.label` gives where no label fits; `null` in the file."""
 LABEL, NOTE = "label", "note"
 """Names of the choice and of the text that Label Studio asks for."""
 SHOWN_PROBLEMS = 10
@@ -34,7 +37,7 @@ class Correction:
     sha256: str
     """Of the original file's bytes, as in the dataset."""
     label: str
-    """A class name or NONE."""
+    """A class name, or the fields of an `extract` task as compact JSON; or NONE."""
     was: str | None = None
     """The label that was shown; None where the file does not say."""
     source_id: str = ""
@@ -54,7 +57,7 @@ class Corrections:
         return iter(self._items.values())
 
     def label(self, sha256: str) -> str | None:
-        """A class name, or NONE; None: nobody has looked at this image."""
+        """A label of the task, or NONE; None: nobody has looked at this image."""
         found = self._items.get(sha256)
         return None if found is None else found.label
 
@@ -68,11 +71,17 @@ class Corrections:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read_corrections(path: Path, classes: Sequence[str], key: str = "run.labeller.corrections") -> Corrections:
-    """Reads either format. Images that a run does not have are fine.
+ReadLabel = Callable[[Any], str]
+"""The label, or NONE, that something in a file means. Raises ValueError, which says what is wrong."""
 
-    Raises RunFileError, with `key` first, for a file that cannot be read, a label that is no class (naming the nearest one), and
-    an image under two labels.
+
+def read_corrections(
+    path: Path, classes: Sequence[str], fields: Mapping[str, ExtractField] | None = None, key: str = "run.labeller.corrections"
+) -> Corrections:
+    """Reads either format: class names, or for a task with `fields` their values, as an object or as its JSON text.
+
+    Images that a run does not have are fine. Raises RunFileError, with `key` first, for a file that cannot be read, a label that
+    is none of the task's (naming the nearest class), and an image under two labels.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -82,7 +91,8 @@ def read_corrections(path: Path, classes: Sequence[str], key: str = "run.labelle
     except (ValueError, RecursionError) as error:  # ValueError: neither UTF-8 nor JSON
         raise RunFileError(f"{key}: {path}: is not JSON ({error}); save it again, or export it as JSON") from error
     problems: list[str] = []
-    found = list(_checked(_items(data, f"{key}: {path}"), classes, problems))
+    read = partial(_read_fields, fields) if fields else _class_reader(classes)
+    found = list(_checked(_items(data, f"{key}: {path}"), read, problems))
     problems += _contradictions(found)
     if problems:
         more = [f"and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
@@ -133,7 +143,7 @@ def _items(data: Any, where: str) -> list[Found]:
     tasks = [(f"task {index}", task) for index, task in enumerate(data, start=1) if isinstance(task, dict)]
     found = [item for place, task in tasks for item in _of_task(place, task)]
     if not found:
-        raise RunFileError(f"{where}: no task has an annotation with a choice named `{LABEL}`; annotate some, or use the "
+        raise RunFileError(f"{where}: no task has an annotation named `{LABEL}`; annotate some, or use the "
                            "labels.xml that `pocketvlm review --label-studio` wrote")  # fmt: skip
     return found
 
@@ -157,8 +167,8 @@ def _of_task(where: str, task: dict[str, Any]) -> Iterator[Found]:
 
 
 def _choices(value: Any) -> Any:
-    """The one choice, or all of them if they are not one; None where there is none."""
-    chosen = value.get("choices") if isinstance(value, dict) else value
+    """The one choice or text, or all of them if they are not one; None where there is none."""
+    chosen = value.get("choices", value.get("text")) if isinstance(value, dict) else value
     if isinstance(chosen, list):
         return chosen[0] if len(chosen) == 1 else chosen or None
     return chosen
@@ -173,21 +183,43 @@ def _dicts(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _checked(items: Iterable[Found], classes: Sequence[str], problems: list[str]) -> Iterator[tuple[str, Correction]]:
+def _class_reader(classes: Sequence[str]) -> ReadLabel:
     names = {_folded(name): name for name in classes}
     none = _folded(none_choice(classes))
+
+    def read(label: Any) -> str:
+        if label is None or _folded(label) == none:
+            return NONE
+        if (found := names.get(_folded(label))) is not None:
+            return found
+        near = difflib.get_close_matches(_folded(label), names, n=1, cutoff=0.5)
+        hint = f"; did you mean `{names[near[0]]}`?" if near else "; correct it"
+        raise ValueError(f"{str(label)[:100]!r} is not in run.task.classes{hint}")
+
+    return read
+
+
+def _read_fields(fields: Mapping[str, ExtractField], label: Any) -> str:
+    try:
+        values = parse(label) if isinstance(label, str) else label
+        return NONE if values is None else read_label(fields, values)
+    except ValueError as error:
+        raise ValueError(f"{str(label)[:100]!r} is not what run.task.fields allow: {error}; correct it") from error
+
+
+def _checked(items: Iterable[Found], read: ReadLabel, problems: list[str]) -> Iterator[tuple[str, Correction]]:
     for where, item in items:
-        sha256, label = item.get("sha256"), item.get(LABEL, "")
-        chosen = NONE if label is None or _folded(label) == none else names.get(_folded(label))
+        sha256 = item.get("sha256")
         if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
             problems.append(f"{where}: sha256 is missing or not 64 hex digits; start from a file that `pocketvlm review` wrote")
-        elif chosen is None:
-            near = difflib.get_close_matches(_folded(label), names, n=1, cutoff=0.5)
-            hint = f"; did you mean `{names[near[0]]}`?" if near else "; correct it"
-            problems.append(f"{where}: {str(label)[:100]!r} is not in run.task.classes{hint}")
-        else:
-            was, source_id, note = (item.get(name) for name in ("was", "source_id", NOTE))
-            yield where, Correction(sha256, chosen, None if was is None else str(was), str(source_id or ""), str(note or ""))
+            continue
+        try:
+            label = read(item.get(LABEL, ""))
+        except ValueError as error:
+            problems.append(f"{where}: {error}")
+            continue
+        was, source_id, note = (item.get(name) for name in ("was", "source_id", NOTE))
+        yield where, Correction(sha256, label, None if was is None else str(was), str(source_id or ""), str(note or ""))
 
 
 def _contradictions(found: Sequence[tuple[str, Correction]]) -> Iterator[str]:

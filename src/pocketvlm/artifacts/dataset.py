@@ -32,8 +32,9 @@ class Row:
     """One usable image with all that is known of it, but for its pixels. The fields are columns of the dataset."""
 
     label: str
+    """A class name; of an `extract` task the fields, as compact JSON with its keys in the run file's order."""
     answer: str
-    """What the student has to say."""
+    """What the student has to say: the label, or a reason and the label."""
     question: str
     """The question that ships."""
     sha256: str
@@ -88,13 +89,18 @@ class Quarantined:
 
 
 def schema(classes: Sequence[str]) -> pa.Schema:
-    """Arrow schema; its metadata tell `datasets` that `image` is an Image and `label_id` a ClassLabel of `classes`."""
+    """Arrow schema; its metadata tell `datasets` that `image` is an Image and `label_id` a ClassLabel of `classes`.
+
+    Without classes there is no `label_id`.
+    """
     kinds = {"teacher_confidence": "float64", "teacher_votes": "int64", "teacher_cost": "float64"}
     columns = [(field.name, kinds.get(field.name, "string")) for field in fields(Row) if field.name != "variants"]
-    columns.insert(1, ("label_id", "int64"))
+    if classes:
+        columns.insert(1, ("label_id", "int64"))
     features: dict[str, dict[str, object]] = {"image": {"_type": "Image"}}
     features |= {name: {"dtype": kind, "_type": "Value"} for name, kind in columns}
-    features["label_id"] = {"names": list(classes), "_type": "ClassLabel"}
+    if classes:
+        features["label_id"] = {"names": list(classes), "_type": "ClassLabel"}
     features["variants"] = {"feature": {name: {"dtype": "string", "_type": "Value"} for name in PAIR}, "_type": "List"}
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     pair = pa.struct([(name, pa.string()) for name in PAIR])
@@ -141,7 +147,8 @@ def _table(rows: Sequence[Row], pngs: list[bytes], classes: Sequence[str]) -> pa
     ids = {name: index for index, name in enumerate(classes)}
     columns: dict[str, list[object]] = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Row)}
     columns["variants"] = [[dict(zip(PAIR, pair, strict=True)) for pair in row.variants] for row in rows]
-    columns["label_id"] = [ids[row.label] for row in rows]
+    if classes:
+        columns["label_id"] = [ids[row.label] for row in rows]
     columns["image"] = [
         {"bytes": image, "path": f"{row.sha256[:16]}.png"} for row, image in zip(rows, pngs, strict=True)
     ]

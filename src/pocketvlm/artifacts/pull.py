@@ -47,6 +47,11 @@ def pull(
     return release
 
 
+def read_release(store: Store, name: str, version: str | None) -> Release:
+    """A release (None: the latest) without its files. Raises as `pull` does."""
+    return parse_release(_read_release(store, name, version), f"{store.url}: release {name} {version or ''}")
+
+
 def _read_release(store: Store, name: str, version: str | None) -> bytes:
     """Bytes of release.json; those of the latest are checked against latest.json."""
     if not re.fullmatch(NAME, name) or (version is not None and not re.fullmatch(NAME, version)):

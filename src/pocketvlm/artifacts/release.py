@@ -28,6 +28,7 @@ from pocketvlm.artifacts.files import hash_file, upload_files
 from pocketvlm.artifacts.manifest import FileEntry, canonical_json
 from pocketvlm.artifacts.store import KeyMissing, Store
 from pocketvlm.errors import Corrupt, UserError
+from pocketvlm.run_file import Task
 
 RESERVED = ("claim.json", "measurements.json", "release.json", "SHA256SUMS")
 NAME = r"^[A-Za-z0-9][-A-Za-z0-9._]{0,63}$"
@@ -75,12 +76,16 @@ class Release(BaseModel):
     prompt_tokens: int
     """Tokens of the prompt with one image, measured on llama-server."""
     classes: list[str]
+    """Empty for `extract`."""
+    task: dict[str, Any] | None = None
+    """The run file's `task` block, without what only teacher and training read. None: an old release, which names a class."""
     sampling: dict[str, Any]
     """Settings of the request to llama-server."""
     answer_threshold: float
     """Below this confidence the app should say that it does not know."""
     temperature: float | None = None
-    """Fitted on the validation split: divide log-probabilities by it before they are compared with the threshold."""
+    """Fitted on the validation split: divide log-probabilities by it before they are compared with the threshold. None where no
+    class is chosen."""
     llama_cpp: str
     """Commit that it was measured on."""
     types: dict[str, ReleasedType]
@@ -102,6 +107,12 @@ class Release(BaseModel):
             if not {pair.text_model, pair.mmproj} <= names:
                 raise ValueError(f"types.{kind} names a file that is not in files")
         return self
+
+    def asked(self) -> Task:
+        """What is asked of an image. Releases from before `task` had labels only, and their question is in prompt.txt."""
+        if self.task is not None:
+            return Task.model_validate(self.task)
+        return Task(classes=dict.fromkeys(self.classes, ""), question="as in prompt.txt")
 
     @property
     def root(self) -> str:

@@ -74,29 +74,32 @@ def _on_releases(add: Add) -> None:
     predict = add("predict", "ask a released model about images, on llama.cpp as an app does")
     predict.add_argument("release", metavar="NAME_OR_DIR", help="a release of the store, or a folder with a pulled one")
     predict.add_argument("images", nargs="+", metavar="IMAGE", type=Path, help="image files, and folders of them")
-    predict.add_argument("--format", choices=("table", "jsonl", "csv"), help="default: a table on a terminal, else JSON lines")
-    predict.add_argument("--output", type=Path, metavar="FILE", help="instead of standard output; .csv and .jsonl say the format")
+    predict.add_argument("--format", choices=("table", "jsonl", "csv"),
+                         help="default: by the name of --output, else a table on a terminal, JSON lines elsewhere")  # fmt: skip
+    predict.add_argument("--output", type=Path, metavar="FILE", help="instead of standard output")
     demo = add("demo", "serve a page on which people try a released model with camera and upload, beside its base")
     demo.add_argument("release", metavar="NAME_OR_DIR", help="a release of the store, or a folder with a pulled one")
     demo.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen on; default: this machine alone")
     demo.add_argument("--port", type=int, default=7860, metavar="P", help="default: 7860; 0: any free one")
     demo.add_argument("--no-base", action="store_true", help="without the model before its training")
     demo.add_argument("--open", action="store_true", help="open it in the browser")
-    for command, kind in ((predict, "the first of the release"), (demo, "all of the release")):
+    for command, kind in ((predict, "the one that was measured as the most accurate"), (demo, "all of the release")):
         command.add_argument("--type", metavar="T", help=f"GGUF type, for example q8_0; default: {kind}")
         command.add_argument("--version", metavar="V", help="default: the latest")
 
 
 def _to_show(add: Add) -> None:
     compare = add("compare", "write a page that holds finished runs beside each other: settings, data, numbers, each image")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="run files, run ids or releases; the first is the baseline")
+    compare.add_argument("runs", nargs="+", metavar="RUN",
+                         help="run file, id of a run, or release (NAME or NAME/VERSION); the first is the baseline")  # fmt: skip
     compare.add_argument("--to", type=Path, metavar="FILE", help="where; default: below .pocketvlm/comparisons")
     compare.add_argument("--open", action="store_true", help="open it in the browser")
-    publish = add("publish", "show what of a release would go to the Hugging Face Hub, or bring it there")
+    publish = add("publish", "show what of a release would go to the Hugging Face Hub; with --yes it goes there, resumably")
     publish.add_argument("name", metavar="NAME", help="name of the release")
     publish.add_argument("--to", required=True, metavar="hub:OWNER/NAME", help="repository of the model; its dataset: NAME-data")
     publish.add_argument("--version", metavar="V", help="default: the latest")
-    publish.add_argument("--parts", default="gguf,merged,dataset", metavar="P,P", help="default: gguf,merged,dataset")
+    publish.add_argument("--parts", default="gguf,merged,dataset", metavar="P,P",
+                         help="what the repositories shall hold; default: gguf,merged,dataset")  # fmt: skip
     publish.add_argument("--private", action="store_true", help="make private repositories")
     publish.add_argument("--licence", metavar="ID", help="the Hub's id of the model's licence; default: that of its base")
     publish.add_argument("--non-commercial", action="store_true", help="pass on images that may not be used commercially, too")

@@ -107,6 +107,22 @@ def interval_bar(value: float, low: float, high: float, scale: Axis) -> Markup:
     return _svg(width, height, f"{value:.3f}, 95 % interval {low:.3f} to {high:.3f}", parts, "bar")
 
 
+def difference_bar(value: float, low: float, high: float, scale: Axis) -> Markup:
+    """A difference with its 95 % interval on a common scale that holds 0, which is marked; goes into a table cell."""
+    width, height = 150.0, 18.0
+
+    def x(difference: float) -> float:
+        return 4 + (width - 8) * min(1.0, max(0.0, scale.share(difference)))
+
+    parts = [
+        Markup('<path class="track" d="M4 9H{:.1f}"/>').format(width - 4),
+        Markup('<path class="zero" d="M{:.1f} 1V17"/>').format(x(0.0)),
+        Markup('<path class="whisker" d="M{:.1f} 9H{:.1f}"/>').format(x(low), x(high)),
+        Markup('<circle class="dot c1" cx="{:.1f}" cy="9" r="4"/>').format(x(value)),
+    ]
+    return _svg(width, height, f"{value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}", parts, "bar")
+
+
 @dataclass(frozen=True)
 class _Frame:
     """Axes in a box."""
