@@ -33,8 +33,10 @@ RECORD = HERE / "docs" / "families.json"
 PRINTABLE = "root ::= [ -~]+"
 """The server gives no log-probabilities of a token that is part of a character, which untrained weights like to answer."""
 IMAGES = 6
-SHOWN = {"prompt_tokens": "tokens of a prompt", "image_tokens": "of the image", "layout_nats": "parity, nats", "text_mb": "text, MB",
-         "mmproj_mb": "mmproj, MB"}  # fmt: skip
+SHOWN = {
+    "prompt_tokens": "tokens of a prompt", "image_tokens": "of the image", "layout_nats": "parity, nats", "text_mb": "text, MB",
+    "mmproj_mb": "mmproj, MB",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,19 @@ def measure(name: str, folder: Path, toolchain: Toolchain) -> Measured:
     from pocketvlm.student.scoring import encode_images
 
     source, device = families.build(name, folder / "base"), Device.model_validate(families.DEVICES[name])
-    geometry, model = read_geometry(source), load_model(source)
+    geometry = read_geometry(source)
     family = geometry.family
     encoder = PromptEncoder(load_tokenizer(source), geometry, Task(question="What is it?", classes=[{"a": ""}, {"b": ""}]))
     merged = folder / "merged"
-    model.to(torch.bfloat16).save_pretrained(merged)
+    load_model(source).to(torch.bfloat16).save_pretrained(merged)
     complete_config(merged)
     family.save_processor(merged, source, geometry, device)
     exact, text, mmproj = (folder / f"{part}.gguf" for part in ("exact", "text", "mmproj"))
     toolchain.convert(merged, text=text, text_type="bf16", mmproj=mmproj, mmproj_type="f16")
     toolchain.run("llama-quantize", ["--allow-requantize", str(text), str(exact), "f32", "1"])
     pictures = _pictures(device.canvas_px or device.longest_edge_px)
-    encoded = list(encode_images(family, model.float(), encoder, family.eye(geometry, device, source), pictures))
+    model = load_model(source)
+    encoded = list(encode_images(family, model, encoder, family.eye(geometry, device, source), pictures))
     ours = next_tokens(family, model, encoder, encoded, after="")
     gaps = []
     with LlamaServer(toolchain, exact, mmproj, media_marker=MEDIA) as server:

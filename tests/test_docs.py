@@ -90,7 +90,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_commands_and_targets_exist(path: Path) -> None:
     text = path.read_text()
     listed = re.findall(r"^    (\w+) ", build_parser().format_help(), re.MULTILINE)
-    for command in re.findall(r"(?<![/\w])pocketvlm (?:--store URL )?([a-z]+)\b", text):
+    for command in re.findall(r"(?<![/\w])(?<!from )pocketvlm (?:--store URL )?([a-z]+)\b", text):
         assert command in listed
     targets = re.findall(r"^([a-z-]+):", page("Makefile"), re.MULTILINE)
     for code in re.findall(r"`[^`\n]+`|^[a-z].*$", "\n".join(code_of(text)), re.MULTILINE):

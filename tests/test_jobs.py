@@ -13,7 +13,7 @@ from pocketvlm.student.tasks import kind_of
 from pocketvlm.student.variants import variants
 
 JOBS = Path(__file__).parents[1] / "jobs"
-NAMES = ("digits", "elements", "mars", "solar", "food")
+NAMES = ("digits", "elements", "mars", "solar", "food", "food-lora")
 
 
 def recipe(name: str) -> Recipe:

@@ -118,7 +118,7 @@ def test_a_student_of_another_vocabulary_is_refused(environment: Environment, tm
     folder = build_tiny(tmp_path / "other", seed=0, longest_edge_px=32)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_text((folder / name).read_text().replace("<|im_start|>", "<|begin|>"))
-    with pytest.raises(UserError, match=r"run.student.model: the tokenizer of .*other has not <\|im_start\|> as a special token"):
+    with pytest.raises(UserError, match=r"run.student.model: the tokenizer of .*other has not '<\|im_start\|>' as one token"):
         check(digits(student={"model": str(folder)}), environment)
 
 

@@ -368,7 +368,8 @@ TITLE = {"title": {"type": "string", "description": "a title"}}
 
 def extract(**keys: Any) -> dict[str, Any]:
     """A change to a task of kind extract; `keys` are keys of the task."""
-    return {"task": {"kind": "extract", "fields": TITLE, "question": 'As {"title": "..."}', **keys}}
+    source = {"kind": "records", "path": "x.jsonl"}
+    return {"task": {"kind": "extract", "fields": TITLE, "question": 'As {"title": "..."}', **keys}, "labeller__source": source}
 
 
 @pytest.mark.parametrize(

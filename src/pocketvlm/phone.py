@@ -14,11 +14,17 @@ from typing import Self
 
 from pocketvlm.llamacpp.server import Completion, LlamaServer, Step
 from pocketvlm.llamacpp.toolchain import Toolchain
+from pocketvlm.student.families import MEDIA
 from pocketvlm.student.grammar import AllowedAnswers
-from pocketvlm.student.prompt import MEDIA
+from pocketvlm.student.prompt import answer_lead
+from pocketvlm.student.tasks import TaskKind
 
 TOP = 128
-"""Log-probabilities asked of each step: 10 ms an answer on the tiny student, against 22 ms for 512."""
+"""Log-probabilities asked of each step of a closed answer: 10 ms an answer on the tiny student, against 22 ms for 512."""
+TOP_OF_WRITTEN = 24
+"""The same where answers are written out: dozens of steps, of which one is looked at in the end."""
+ANY_CHARACTER = "root ::= [ -~]+\n"
+"""A grammar under which some token is always written: of an end token or half a character the server returns no numbers."""
 SMALL_PAIR_BYTES = 64_000_000
 """Below this, one thread: a step takes microseconds, and threads that spin while they wait for each other then cost
 more than they give (on two busy cores one thread answers in 10 ms, two took minutes for what one did in seconds)."""
@@ -31,10 +37,15 @@ Choices = Sequence[Sequence[float]]
 
 
 def confidence(choices: Choices, temperature: float = 1.0) -> float:
-    """Probability of the answer among those that the grammar allows: a softmax over the allowed tokens at each step.
+    """Probability of what was chosen: a softmax over the tokens of each step, log-probabilities divided by `temperature` first.
 
-    The same definition as in student/scoring.py; the log-probabilities are divided by `temperature` first.
+    Which steps these are depends on the task. Where a class is chosen: those at the place of choice until the class is decided,
+    over the tokens that may stand there, so that it is the probability of the class among all classes (the definition of
+    student/scoring.py). Where fields are written: the step at which the answer's chosen token was least likely, over the
+    tokens that the server returned for it; one wrong token makes a wrong answer. 0 for an answer without such a step.
     """
+    if not choices:
+        return 0.0
     total = 0.0
     for step in choices:
         scaled = [value / temperature for value in step]
@@ -47,14 +58,20 @@ def confidence(choices: Choices, temperature: float = 1.0) -> float:
 class Reply:
     """One answer of a pair."""
 
-    index: int | None
-    """Class index; None outside the classes."""
+    label: str | None
+    """What it says, as `Said.label`; None for what is no answer of the task."""
+    reason: str | None
     text: str
+    """As it was written, the lead included."""
     choices: list[list[float]]
     """As `Choices`."""
     prompt_tokens: int
     prompt_ms: float
     answer_ms: float
+    answer_tokens: int
+    """With the end token."""
+    stopped: str
+    """`limit`: it was cut off."""
 
     def confidence(self, temperature: float = 1.0) -> float:
         """See `confidence`."""
@@ -63,12 +80,17 @@ class Reply:
 
 @dataclass(frozen=True)
 class Question:
-    """What is sent with every image: the bytes of prompt.txt and grammar.gbnf, and their classes."""
+    """What is sent with every image: the bytes of prompt.txt and grammar.gbnf; and what the answers mean."""
 
     prompt: str
     grammar: str
-    classes: Sequence[str]
+    kind: TaskKind
     max_new_tokens: int
+
+    @property
+    def lead(self) -> str:
+        """What stands before an answer."""
+        return answer_lead(self.prompt)
 
 
 def pair_threads(text: Path, mmproj: Path, threads: int) -> int:
@@ -95,8 +117,8 @@ class Pair:
         self, toolchain: Toolchain, text: Path, mmproj: Path, question: Question, *, threads: int, context_tokens: int = 4096
     ) -> None:
         vocabulary, self._all_tokens = read_vocabulary(toolchain, text)
-        self._allowed = AllowedAnswers(question.classes, vocabulary, [])
-        self._question = question
+        self._question, self._choice = question, question.kind.choice(question.lead)
+        self._allowed = AllowedAnswers(self._choice.texts, vocabulary, []) if self._choice else None
         self._server = LlamaServer(
             toolchain, text, mmproj, media_marker=MEDIA, context_tokens=context_tokens,
             threads=pair_threads(text, mmproj, threads),
@@ -110,19 +132,33 @@ class Pair:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._server.__exit__(kind, error, trace)
 
+    @property
+    def lead(self) -> str:
+        """What stands before an answer."""
+        return self._question.lead
+
     def text_ids(self) -> list[list[int]]:
         """Ids of the prompt's text before and after the image, as the server makes them."""
-        return [self._server.tokenize(text) if text else [] for text in self._question.prompt.split(MEDIA)]
+        return [self.ids(text) for text in self._question.prompt.split(MEDIA)]
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a text, as the server makes them."""
+        return self._server.tokenize(text) if text else []
 
     def ask(self, image: bytes) -> Reply:
-        """The greedy answer to an image (PNG or JPEG bytes). Raises ToolError."""
-        done = self._complete(image, self._question.max_new_tokens, min(TOP, self._all_tokens))
-        index = class_index(done.text, self._question.classes)
-        choices = list(read_choices(done.steps, self._allowed))
-        return Reply(index, done.text, choices, done.prompt_tokens, done.prompt_ms, done.answer_ms)
+        """The greedy answer to an image (PNG or JPEG bytes), inside the grammar. Raises ToolError."""
+        top = TOP if self._question.kind.closed else TOP_OF_WRITTEN
+        done = self._complete(image, self._question.max_new_tokens, min(top, self._all_tokens))
+        return self._reply(done, list(self._choices(done.steps)))
+
+    def ask_freely(self, image: bytes) -> Reply:
+        """The greedy answer without the grammar and without a confidence. Raises ToolError."""
+        done = self._server.complete(self._question.prompt, image, grammar=None, max_new_tokens=self._question.max_new_tokens)
+        return self._reply(done, [])
 
     def first_step(self, image: bytes) -> dict[int, float]:
-        """Token id -> log-probability (nats, whole vocabulary) of each token allowed where the answer is first chosen."""
+        """Token id -> log-probability (nats, whole vocabulary) of each token allowed where a closed answer is first chosen."""
+        assert self._allowed is not None and self._question.kind.closed, "an open answer begins with any token"
         written, steps = b"", 0
         while len(following := self._allowed.following(written)) == 1:
             (written,) = following.values()
@@ -130,14 +166,42 @@ class Pair:
         logprobs = self._complete(image, steps + 1, self._all_tokens).steps[steps].logprobs
         return {token: logprobs[token] for token in following}
 
+    def next_step(self, image: bytes, after: str, *, least_nats: float) -> dict[int, float]:
+        """Token id -> log-probability, down to `least_nats`, of the tokens that may come after prompt and `after`."""
+        done = self._server.complete(
+            self._question.prompt + after, image, grammar=ANY_CHARACTER, max_new_tokens=1, top=self._all_tokens
+        )
+        return {token: value for token, value in done.steps[0].logprobs.items() if value >= least_nats}
+
     def _complete(self, image: bytes, tokens: int, top: int) -> Completion:
         return self._server.complete(self._question.prompt, image, grammar=self._question.grammar, max_new_tokens=tokens, top=top)
 
+    def _choices(self, steps: Sequence[Step]) -> Iterable[list[float]]:
+        if self._choice is None or self._allowed is None:
+            return least_sure(steps)
+        return read_choices(steps_after(steps, self._choice.after), self._allowed)
 
-def class_index(text: str, classes: Sequence[str]) -> int | None:
-    """The class that an answer names, exactly as the student writes it; None for anything else."""
-    wanted = [f" {name}" for name in classes]
-    return wanted.index(text) if text in wanted else None
+    def _reply(self, done: Completion, choices: list[list[float]]) -> Reply:
+        said = self._question.kind.read(done.text.removeprefix(self._question.lead))
+        return Reply(
+            said.label if said else None, said.reason if said else None, done.text, choices, done.prompt_tokens, done.prompt_ms,
+            done.answer_ms, done.answer_tokens, done.stopped,
+        )  # fmt: skip
+
+
+def steps_after(steps: Sequence[Step], text: str) -> Sequence[Step]:
+    """The steps from where what is written ends with `text` for the first time; none if it never does."""
+    written, wanted = b"", text.encode()
+    for place, step in enumerate(steps):
+        if written.endswith(wanted):
+            return steps[place:]
+        written += step.piece
+    return []
+
+
+def least_sure(steps: Sequence[Step]) -> list[list[float]]:
+    """As one choice: the step whose token was least probable among those that the server returned, the chosen one first."""
+    return min(([_step(step, [t for t in step.logprobs if t != step.token_id])] for step in steps), key=confidence, default=[])
 
 
 def read_choices(steps: Iterable[Step], allowed: AllowedAnswers) -> Iterable[list[float]]:
@@ -151,7 +215,10 @@ def read_choices(steps: Iterable[Step], allowed: AllowedAnswers) -> Iterable[lis
         following = allowed.following(written)
         if step.token_id not in following or allowed.decided(written) is not None:
             return
-        floor = min(step.logprobs.values())
-        others = [step.logprobs.get(token, floor) for token in sorted(following) if token != step.token_id]
-        yield [step.logprobs.get(step.token_id, floor), *others]
+        yield _step(step, [token for token in sorted(following) if token != step.token_id])
         written = following[step.token_id]
+
+
+def _step(step: Step, others: Iterable[int]) -> list[float]:
+    floor = min(step.logprobs.values())
+    return [step.logprobs.get(token, floor) for token in (step.token_id, *others)]

@@ -15,6 +15,7 @@ from pocketvlm.artifacts.release import Release, parse_release
 from pocketvlm.errors import Corrupt, GateRefused, UserError
 from pocketvlm.llamacpp.toolchain import Toolchain
 from pocketvlm.phone import SPARE_TOKENS, Pair, Question
+from pocketvlm.student.tasks import kind_of
 
 CONFIDENCE_TOLERANCE = 0.02
 """Sound CPUs differ in the low bits of a sum. The golden images are those that every type is surest of, so 0.02 is wide."""
@@ -53,8 +54,8 @@ def verify(folder: Path, toolchain: Toolchain, threads: int) -> VerifyResult:
     left_out |= {pair.mmproj for pair in release.types.values()} - {release.types[name].mmproj for name in types}
     checked = _check_files(folder, release, left_out)
     question = Question(
-        (folder / "prompt.txt").read_bytes().decode(), (folder / "grammar.gbnf").read_bytes().decode(), release.classes,
-        release.sampling["max_new_tokens"],
+        (folder / "prompt.txt").read_bytes().decode(), (folder / "grammar.gbnf").read_bytes().decode(),
+        kind_of(release.asked()), release.sampling["max_new_tokens"],
     )  # fmt: skip
     context = release.prompt_tokens + question.max_new_tokens + SPARE_TOKENS
     golden: list[dict[str, Any]] = json.loads((folder / GOLDEN).read_bytes())["images"]
@@ -103,7 +104,7 @@ def _replay(pair: Pair, folder: Path, name: str, row: dict[str, Any]) -> tuple[f
     """Difference of confidence, and what is wrong with the answer to one golden image."""
     expected = row["types"][name]
     reply = pair.ask((folder / "golden" / row["file"]).read_bytes())
-    answer, confidence = reply.text.removeprefix(" "), reply.confidence()
+    answer, confidence = reply.text.removeprefix(pair.lead), reply.confidence()
     gap = abs(confidence - expected["confidence"])
     if answer != expected["answer"]:
         return gap, [f"{name}, golden/{row['file']}: answers {answer!r}, was measured as {expected['answer']!r}"]

@@ -37,7 +37,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
 
-@pytest.fixture(params=["bare", "hostile"])
+@pytest.fixture(params=["bare", "hostile", "extracted", "reasoned"])
 def data(request: pytest.FixtureRequest) -> ReportData:
     found: ReportData = request.getfixturevalue(request.param)
     return found
@@ -110,6 +110,26 @@ def test_the_model_card_keeps_its_tables_whole(hostile: ReportData) -> None:
     assert "<script>alert(1)</script> |" not in card
     widths = {line.replace("\\|", "").count("|") for line in card.splitlines() if line.startswith("| ") and "\\|" in line}
     assert widths == {6}
+
+
+def test_fields_are_shown_beside_the_base_and_nothing_that_only_classes_have(extracted: ReportData) -> None:
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", render_report(extracted)))
+    for wanted in ("Field by field", "Every field right", "chrF2 by sacrebleu 2.6.0", "base: F1", "not device-exact",
+                   "parity is stated and refuses nothing", "labelled rice, beans", "unreadable"):  # fmt: skip
+        assert wanted in text
+    for absent in ("macro F1", "ECE", "What is taken for what", "Class by class", "guessing the most frequent", "temperature"):
+        assert absent not in text
+    card = render_card(extracted)
+    assert "| food_items |" in card.replace("`", "") and "It is not calibrated" in card and "not device-exact" in card
+
+
+def test_reasons_are_shown_with_wrong_answers_and_what_they_buy_and_cost(reasoned: ReportData) -> None:
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", render_report(reasoned))).replace("\u2212", "-").replace("\u2019", "'")
+    assert "The glass is cracked in two places" in text
+    assert "the difference is +3.0 points (95 % interval -8.0 to +14.0; McNemar's p 0.690)" in text
+    assert "Beside solar-4567cdef" in text and "48" in text
+    without = render_report(reasoned.without_times())
+    assert "Beside solar-4567cdef" in without and "ms, prompt" not in without
 
 
 def _contrast(first: str, second: str) -> float:

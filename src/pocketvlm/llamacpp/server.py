@@ -37,6 +37,8 @@ class Step:
     token_id: int
     logprobs: dict[int, float]
     """Token id -> log-probability over the whole vocabulary (nats), before the grammar, for the most likely tokens."""
+    piece: bytes = b""
+    """What the token writes."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Completion:
     """All tokens of the prompt, visual ones included."""
     prompt_ms: float
     answer_ms: float
+    answer_tokens: int
+    """Generated tokens, the end token included."""
     stopped: str
     """`eos`, `limit` or `word`."""
 
@@ -146,12 +150,12 @@ class LlamaServer:
         })  # fmt: skip
         timings = reply["timings"]
         steps = [
-            Step(item["id"], {other["id"]: other["logprob"] for other in item["top_logprobs"]})
+            Step(item["id"], {other["id"]: other["logprob"] for other in item["top_logprobs"]}, bytes(item["bytes"]))
             for item in reply.get("completion_probabilities", [])
         ]
         return Completion(
             text=reply["content"], steps=steps, prompt_tokens=reply["tokens_evaluated"], prompt_ms=timings["prompt_ms"],
-            answer_ms=timings["predicted_ms"], stopped=reply["stop_type"],
+            answer_ms=timings["predicted_ms"], answer_tokens=reply["tokens_predicted"], stopped=reply["stop_type"],
         )  # fmt: skip
 
     def tokenize(self, text: str) -> list[int]:

@@ -44,6 +44,37 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Side:
+    """One of two runs that stand beside each other: its first shipped type, on the test images of both."""
+
+    run: str
+    type: str
+    answer: str
+    """What it writes: `label`, `reasoning` or `fields`."""
+    accuracy: float
+    only: int
+    """Images that only it got right."""
+    prompt_tokens: int
+    """At most."""
+    answer_tokens: float | None
+    """Median."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """This run and another one."""
+
+    own: Side
+    other: Side
+    images: int
+    """Test images of both with one label."""
+    interval: tuple[float, float]
+    """95 % of the difference of accuracies, this run's minus the other's, by a paired bootstrap."""
+    p_value: float
+    """McNemar, exact, two-sided."""
+
+
+@dataclass(frozen=True)
 class Times:
     """What differs between equal runs."""
 
@@ -51,6 +82,8 @@ class Times:
     """Type -> milliseconds and threads, from the evaluator's measurements."""
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Stage -> its artifact's measurements."""
+    beside: Mapping[str, float] = field(default_factory=dict)
+    """Latency of the other run's type, as in `latency`."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +118,9 @@ class ReportData:
     wrong: list[WrongAnswer] = field(default_factory=list)
     """Those that are shown."""
     wrong_total: int = 0
+    beside: Beside | None = None
+    parity_limit: float | None = None
+    """None: parity is measured and refuses nothing."""
     provenance: list[tuple[str, str]] = field(default_factory=list)
     times: Times | None = None
 

@@ -46,19 +46,23 @@ def summary(run_file: RunFile, report: Artifact, ggufs: Artifact) -> str:
     metrics = Metrics.model_validate_json(report.read("metrics.json"))
     sizes = {row["name"]: row for row in json.loads(ggufs.read("audit.json"))["files"]}
     latency = report.measurements().get("latency", {})
-    rows: list[tuple[str, ...]] = [("type", "MB", "bits/weight", "accuracy", "95 % interval", "agreement", "prompt", "ms/image")]
+    lists = any(pair.list_f1 is not None for pair in metrics.types.values())
+    measured = ("accuracy", "95 % interval", *(("list F1",) if lists else ()), "agreement")
+    rows: list[tuple[str, ...]] = [("type", "MB", "bits/weight", *measured, "prompt", "ms/image")]
     for name in metrics.order:
         pair = metrics.types[name]
         rows.append((
             name if pair.shipped else f"{name} (not shipped)", _sum_mb(sizes, pair.text, pair.mmproj),
             f"{sizes[pair.text]['bits_per_weight']:.2f}" if pair.text in sizes else "", f"{pair.accuracy:.4f}",
-            f"{pair.interval[0]:.3f} to {pair.interval[1]:.3f}", f"{pair.agreement:.4f}", f"{pair.prompt_tokens[1]} tokens",
+            f"{pair.interval[0]:.3f} to {pair.interval[1]:.3f}", *((f"{pair.list_f1 or 0:.4f}",) if lists else ()),
+            f"{pair.agreement:.4f}", f"{pair.prompt_tokens[1]} tokens",
             f"{latency[name]['total_ms_median']:.3g}" if name in latency else "",
         ))  # fmt: skip
+    untrained = "" if metrics.base.list_f1 is None else f" (list F1 {metrics.base.list_f1:.4f})"
     last = (
         f"{run_file.run.name}: {metrics.images} test images; transformers {metrics.transformers.accuracy:.4f}, untrained "
-        f"{metrics.base.accuracy:.4f}, without seeing {metrics.blind.accuracy:.4f}; parity {metrics.parity.max_nats:.4f} nats, "
-        f"layout {metrics.layout.max_nats:.4f}"
+        f"{metrics.base.accuracy:.4f}{untrained}, without seeing {metrics.blind.accuracy:.4f}; parity "
+        f"{metrics.parity.max_nats:.4f} nats, layout {metrics.layout.max_nats:.4f}"
     )
     return f"{_table(rows)}\n{last}"
 

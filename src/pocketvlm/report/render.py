@@ -7,7 +7,9 @@ page forbids itself scripts and anything from the network.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -17,21 +19,27 @@ from markupsafe import Markup
 
 from pocketvlm.report import charts
 from pocketvlm.report.data import ReportData
-from pocketvlm.report.results import GateResult, Measured, PairResult
+from pocketvlm.report.results import FieldRow, GateResult, Measured, PairResult
 
 GATE_MEANINGS: Mapping[str, str] = {
     "min_accuracy": "share of right answers on the test images",
     "max_drop": "accuracy of the merged model by transformers, minus that of the pair",
     "min_agreement": "share of answers equal to those by transformers",
-    "max_parity_nats": "log-probability of the first answer token, from that by transformers",
-    "layout_nats": "the same for all first tokens, with the weights in float32: pixels, tokens and graph",
+    "max_parity_nats": "log-probability of the likeliest token at one place of the answer, from that by transformers",
+    "layout_nats": "the same for all tokens there, with the weights in float32: pixels, tokens and graph",
     "max_blind_accuracy": "accuracy on grey images; high means that images get lost",
     "min_sight": "share of the errors on grey images that seeing removes; 0 means that images are not looked at",
     "max_expected_calibration_error": "distance of confidence from accuracy, after the temperature",
     "prompt_ids_equal": "the prompt's text has the token ids of training",
     "prompt_tokens_wrong": "images whose prompt has another number of tokens than in training",
     "answers_outside": "answers that are no class",
+    "min_valid": "share of answers inside the grammar that can be read",
+    "min_valid_free": "the same without the grammar",
+    "min_field_accuracy": "share of right values of the field that has the fewest",
+    "min_list_f1": "F1 of the texts of all lists together, normalised",
 }
+UNREAD = "unreadable"
+"""Stands for an answer that is none of the task's."""
 
 
 def render_report(data: ReportData) -> str:
@@ -41,14 +49,15 @@ def render_report(data: ReportData) -> str:
         meanings=GATE_MEANINGS, main=data.metrics.types[data.shipped[0]], main_name=data.shipped[0],
         rows=_answerers(data), scale=_scale(data), interval_bar=charts.interval_bar, curves=_curves(data),
         reliability=charts.reliability_chart, picture=_data_uri, share=_share, number=_number, gate_value=_gate_value,
-        training=_training(data),
+        training=_training(data), differences=_differences, unread=UNREAD, base_fields=_by_name(data.metrics.base),
     )  # fmt: skip
 
 
 def render_card(data: ReportData) -> str:
     """The model card as Markdown, without times."""
     return _templates(html=False).get_template("model_card.md.jinja").render(
-        data=data, metrics=data.metrics, share=_share, number=_number, cell=_markdown_cell
+        data=data, metrics=data.metrics, share=_share, number=_number, cell=_markdown_cell,
+        base_fields=_by_name(data.metrics.base),
     )
 
 
@@ -82,15 +91,42 @@ def _rule(cells: dict[str, GateResult]) -> tuple[str, float]:
     return gate.rule, gate.limit
 
 
-def _answerers(data: ReportData) -> list[tuple[str, Measured, PairResult | None]]:
+@dataclass(frozen=True)
+class Answerer:
+    """A row of the tables: who answered, and what is said of that beside the name."""
+
+    name: str
+    hint: str
+    found: Measured
+    pair: PairResult | None
+    latency: Mapping[str, float] | None
+
+
+def _answerers(data: ReportData) -> list[Answerer]:
     """Everybody who answered, shipped types first."""
-    metrics = data.metrics
-    found: list[tuple[str, Measured, PairResult | None]] = [(name, pair, pair) for name, pair in _pairs(data)]
-    return [*found, ("transformers", metrics.transformers, None), ("untrained base", metrics.base, None)]
+    metrics, times = data.metrics, data.times.latency if data.times else {}
+    pairs = [(name, metrics.types[name]) for name in metrics.order]
+    rows = [Answerer(name, "" if pair.shipped else "for parity", pair, pair, times.get(name)) for name, pair in pairs]
+    free = ", freely" if metrics.transformers.written else ""
+    text, mmproj = metrics.base_types
+    base = Answerer("untrained base", f"{text}, mmproj {mmproj}", metrics.base, None, times.get("base"))
+    return [*rows, Answerer("transformers", f"float32{free}", metrics.transformers, None, None), base]
 
 
-def _pairs(data: ReportData) -> list[tuple[str, PairResult]]:
-    return [(name, data.metrics.types[name]) for name in data.metrics.order]
+def _by_name(found: Measured) -> dict[str, FieldRow]:
+    return {row.name: row for row in found.fields}
+
+
+def _differences(label: str, answer: str | None) -> list[tuple[str, str, str]]:
+    """(field, what was answered, what is labelled) where the two differ; of answers that are JSON objects with the same keys."""
+    if answer is None:
+        return []
+    said, right = json.loads(answer), json.loads(label)
+    return [(name, _plain(said[name]), _plain(right[name])) for name in right if said[name] != right[name]]
+
+
+def _plain(value: Any) -> str:
+    return (", ".join(value) or "nothing") if isinstance(value, list) else str(value)
 
 
 def _scale(data: ReportData) -> charts.Axis:

@@ -50,9 +50,9 @@ class Gates(Block):
     that answers without looking has 0, however common its answer is."""
     max_expected_calibration_error: float | None = Field(default=None, ge=0, le=1)
     """After temperature scaling. Not for `extract`."""
-    min_valid: float = Field(default=1.0, ge=0, le=1)
-    """Share of answers inside the grammar that can be read. For `extract` and `answer: reasoning`: what is written out may be cut
-    off at `max_new_tokens`."""
+    min_valid: float | None = Field(default=None, ge=0, le=1)
+    """Share of answers inside the grammar that can be read; default: all. For `extract` and `answer: reasoning`, where what is
+    written out may be cut off at `max_new_tokens`."""
     min_valid_free: float | None = Field(default=None, ge=0, le=1)
     """The same without the grammar."""
     min_field_accuracy: float | None = Field(default=None, ge=0, le=1)
@@ -115,7 +115,8 @@ class Recipe(Block):
     def _gates_can_be_measured(self) -> Self:
         gates = self.evaluator.gates
         for key, why in gates.unmeasurable(self.task).items():
-            if key in gates.model_fields_set and getattr(gates, key) is not None:
+            # The record of a run holds the defaults too.
+            if key in gates.model_fields_set and getattr(gates, key) not in (None, Gates.model_fields[key].default):
                 raise ValueError(f"evaluator.gates.{key}: {why}; remove it")
         return self
 

@@ -7,13 +7,12 @@ Text and vision are both mandatory: a text model without its mmproj answers with
 from __future__ import annotations
 
 import json
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.llamacpp.audit import audit, check_mmproj, read_keys
+from pocketvlm.llamacpp.audit import audit
 from pocketvlm.llamacpp.build import read_pin
+from pocketvlm.llamacpp.pair import make_pair
 from pocketvlm.llamacpp.toolchain import Toolchain, find_toolchain
 from pocketvlm.run_file import Recipe
 from pocketvlm.stages.stage import Made, Work
@@ -21,12 +20,10 @@ from pocketvlm.student.families import read_geometry
 
 KIND = "ggufs"
 INPUTS = ("merger",)
-PARITY = ("bf16", "f16")
-"""Types of text and mmproj that are always made: the closest to the checkpoint that llama.cpp has."""
 
 
 def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Types, tile budget and the llama.cpp that makes the files."""
+    """Types, what the files carry of the device, and the llama.cpp that makes them."""
     del folder
     return {
         "quantiser": recipe.quantiser.model_dump(mode="json"),
@@ -36,26 +33,17 @@ def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def make(work: Work) -> Made:
-    """Converts, quantises and audits. Raises ToolError, and DataError when the audit finds a wrong key."""
+    """Converts, quantises and audits. Raises ToolError, and DataError when the vision file has a wrong key."""
     toolchain = find_toolchain(work.environment)
     checkpoint = work.fetch("merger")
-    clock = time.monotonic()
-    text, mmproj = _convert(work, toolchain, checkpoint)
-    seconds = {"convert": time.monotonic() - clock}
-    for kind in work.recipe.quantiser.types:
-        if kind != "bf16":
-            clock = time.monotonic()
-            toolchain.run("llama-quantize", [str(text), str(work.folder / f"text-{kind}.gguf"), kind, _threads(work)])
-            seconds[kind] = time.monotonic() - clock
-    if work.recipe.quantiser.mmproj != "f16":
-        kind = work.recipe.quantiser.mmproj
-        toolchain.run("llama-quantize", [str(mmproj), str(work.folder / f"mmproj-{kind}.gguf"), kind, _threads(work)])
-    rows = [_audit(toolchain, path) for path in sorted(work.folder.glob("*.gguf"))]
     geometry = read_geometry(checkpoint)
+    seconds = make_pair(
+        toolchain, checkpoint, work.folder, types=work.recipe.quantiser.types, mmproj=work.recipe.quantiser.mmproj,
+        mmproj_keys=geometry.family.mmproj_keys(geometry, work.recipe.device), scratch=work.scratch / "convert",
+        threads=work.environment.thread_count(), say=work.progress.line,
+    )  # fmt: skip
+    rows = [_audit(toolchain, path) for path in sorted(work.folder.glob("*.gguf"))]
     for row in rows:
-        if row["role"] == "mmproj":
-            keys = read_keys(toolchain, work.folder / row["name"])
-            check_mmproj(keys, longest_edge_px=work.recipe.device.longest_edge_px, tile_px=geometry.tile_px)
         _say(work, row)
     (work.folder / "audit.json").write_text(json.dumps({"files": rows}, indent=1, sort_keys=True) + "\n")
     return Made(
@@ -69,28 +57,9 @@ def make(work: Work) -> Made:
     )
 
 
-def _convert(work: Work, toolchain: Toolchain, checkpoint: Path) -> tuple[Path, Path]:
-    # The converter writes the folder's name into the file, and the run's name is no part of the id.
-    source = work.scratch / "convert" / "student"
-    source.parent.mkdir()
-    shutil.copytree(checkpoint, source, copy_function=_link)
-    text, mmproj = work.folder / f"text-{PARITY[0]}.gguf", work.folder / f"mmproj-{PARITY[1]}.gguf"
-    toolchain.convert(source, text=text, text_type=PARITY[0], mmproj=mmproj, mmproj_type=PARITY[1])
-    work.progress.line(f"converted to {text.name} and {mmproj.name}")
-    return text, mmproj
-
-
-def _link(source: str, target: str) -> None:
-    Path(target).hardlink_to(source)
-
-
 def _audit(toolchain: Toolchain, path: Path) -> dict[str, Any]:
     role, _, kind = path.stem.partition("-")
     return audit(toolchain, path, role=role, kind=kind)
-
-
-def _threads(work: Work) -> str:
-    return str(work.environment.thread_count())
 
 
 def _say(work: Work, row: dict[str, Any]) -> None:

@@ -133,7 +133,10 @@ def estimate(
         if tied_head and HEAD in modules:
             whole |= {name for name in sizes if name.endswith("embed_tokens.weight")}
     learning = sum(sizes[name] for name in whole)
-    matrices = sum(sizes[name] for name in whole if len(shapes[name]) >= 2) if b == 2 else 0
+    # Autocast copies what a matrix product reads: no embeddings, unless they are the head too.
+    copied = {f"{path}.weight" for path in layers} | ({name for name in sizes if name.endswith("embed_tokens.weight")} & whole
+                                                      if tied_head else set())  # fmt: skip
+    matrices = sum(sizes[name] for name in whole & copied) if b == 2 else 0
     in_bits = sum(sizes[f"{path}.weight"] for path in layers if f"{path}.weight" in sizes) if settings.base_bits != 16 else 0
     frozen = sum(sizes.values()) - learning - in_bits
     weights = 4 * learning + 2 * matrices + b * frozen + BITS_BYTES.get(settings.base_bits, 0) * in_bits + 4 * adapted

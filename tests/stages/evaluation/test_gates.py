@@ -31,15 +31,18 @@ def nats(pair: str, worst: float) -> dict[str, Any]:
 
 
 def metrics(
-    pair: dict[str, Any] | None = None, reference: dict[str, Any] | None = None, parity: float = 0.005, layout: float = 0.003
-) -> Metrics:
+    pair: dict[str, Any] | None = None, reference: dict[str, Any] | None = None, parity: float = 0.005, layout: float = 0.003,
+    **changes: Any,
+) -> Metrics:  # fmt: skip
     return Metrics.model_validate({
+        "kind": "classify", "answer": "label", "family": "SmolVLM", "device_exact": True, "base_types": ("q8_0", "q8_0"),
+        "parity_after": None, "similarity": None,
         "classes": ["a", "b"], "images": 100, "images_available": 100, "majority": 0.1, "validation_images": 50,
         "temperature": 1.2, "order": ["q8_0", "bf16"],
         "types": {"q8_0": {**PAIR, **(pair or {})}, "bf16": {**REFERENCE, **(reference or {})}},
         "transformers": MEASURED, "base": MEASURED, "comparisons": [],
         "parity": nats("bf16", parity), "layout": nats("f32", layout),
-        "blind": {"accuracy": 0.1, "answers": {}},
+        "blind": {"accuracy": 0.1, "answers": {}}, **changes,
     })  # fmt: skip
 
 
@@ -116,3 +119,57 @@ def test_a_refusal_names_each_gate_with_both_numbers() -> None:
     assert "min_accuracy of q8_0: measured 0.8750, must be at least 0.9000" in text
     assert "min_agreement of q8_0: measured 0.5000, must be at least 0.9800" in text
     assert "latest.json stays" in text
+
+
+LIST = {"precision": 0.9, "recall": 0.9, "f1": 0.9, "f1_macro": 0.9}
+EXTRACTED: dict[str, Any] = {
+    "calibration_error": None, "macro_f1": None, "classes": [], "confusion": [], "list_f1": 0.9,
+    "written": {"valid": 1.0, "valid_free": 0.99, "unread": 0, "unread_free": 1, "accuracy_free": 0.95},
+    "fields": [{"name": "is_food", "type": "integer", "accuracy": 0.97},
+               {"name": "food_items", "type": "list", "accuracy": 0.9, "list": LIST, "list_raw": LIST}],
+}  # fmt: skip
+FIELD_GATES = Gates(min_valid=0.99, min_valid_free=0.9, min_field_accuracy=0.9, min_list_f1=0.8)
+
+
+def extracted(**pair: Any) -> Metrics:
+    kind = {"kind": "extract", "answer": "fields", "classes": [], "majority": None, "temperature": None}
+    return metrics(pair={**EXTRACTED, **pair}, reference=EXTRACTED, **kind)
+
+
+def test_a_sound_model_that_fills_fields_in_passes_and_is_not_asked_about_classes() -> None:
+    results = decide(extracted(), FIELD_GATES)
+    assert refusal(results) is None
+    asked = {gate.name for gate in results}
+    assert {"min_valid", "min_valid_free", "min_field_accuracy", "min_list_f1"} <= asked
+    assert not asked & {"answers_outside", "max_blind_accuracy", "max_expected_calibration_error"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "gate"),
+    [
+        ({"written": {**EXTRACTED["written"], "valid": 0.98}}, "min_valid"),
+        ({"written": {**EXTRACTED["written"], "valid_free": 0.8}}, "min_valid_free"),
+        ({"fields": [*EXTRACTED["fields"], {"name": "drinks", "type": "list", "accuracy": 0.89}]}, "min_field_accuracy"),
+        ({"list_f1": 0.79}, "min_list_f1"),
+    ],
+)
+def test_each_gate_of_fields_is_red_on_its_fault(fault: dict[str, Any], gate: str) -> None:
+    assert red(extracted(**fault), FIELD_GATES) == {(gate, "q8_0")}
+
+
+def test_an_answer_that_cannot_be_read_refuses_by_default() -> None:
+    fault = {"written": {**EXTRACTED["written"], "valid": 0.99}, "outside": 1}
+    assert red(extracted(**fault), Gates()) == {("min_valid", "q8_0")}
+
+
+def test_parity_of_a_family_that_is_not_device_exact_refuses_only_where_a_limit_is_given() -> None:
+    far = metrics(parity=0.3, layout=0.2, device_exact=False, family="LFM2-VL")
+    assert red(far, Gates()) == set()
+    assert red(far, Gates(max_parity_nats=0.1)) == {("max_parity_nats", "bf16"), ("layout_nats", "bf16")}
+    assert red(metrics(parity=0.3, layout=0.2), Gates()) == {("max_parity_nats", "bf16"), ("layout_nats", "bf16")}
+
+
+def test_ids_and_tokens_of_the_prompt_must_be_equal_in_every_family() -> None:
+    fault = {"prompt_ids_equal": False, "prompt_tokens_wrong": 2}
+    found = red(metrics(pair=fault, device_exact=False), Gates())
+    assert found == {("prompt_ids_equal", "q8_0"), ("prompt_tokens_wrong", "q8_0")}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from pocketvlm.artifacts.dataset import Example
 from pocketvlm.report.results import Prediction
@@ -22,7 +24,7 @@ from pocketvlm.student import pixels
 def recipe(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
         "name": "digits", "task": {"question": "Which?", "classes": {"a": "", "b": ""}}, "student": {"model": "tiny"},
-        "labeller": {"source": {"kind": "digits"}}, "trainer": {"phases": [{}]},
+        "labeller": {"source": {"kind": "records", "path": "x.csv"}}, "trainer": {"phases": [{}]},
     }  # fmt: skip
     return Recipe.model_validate({**values, **changes})
 
@@ -54,10 +56,50 @@ def test_other_gates_and_another_threshold_do_not_measure_again() -> None:
     assert settings[0] == settings[1] != settings[2]
 
 
+LABELS = {"question": "Which?", "classes": {"a": "", "b": ""}}
+REASONING = {**LABELS, "answer": "reasoning", "reasons": ["It looks like {label}."]}
+TITLE = {"title": {"type": "string", "description": ""}}
+NO_LIST = {"kind": "extract", "question": '{"title":"x"}', "fields": [TITLE]}
+
+
+@pytest.mark.parametrize(
+    ("task", "gates", "message"),
+    [
+        (LABELS, {"min_list_f1": 0.5}, "evaluator.gates.min_list_f1: only kind: extract has fields"),
+        (LABELS, {"min_field_accuracy": 0.5}, "evaluator.gates.min_field_accuracy: only kind: extract"),
+        (LABELS, {"min_valid": 0.5}, "evaluator.gates.min_valid: every label can be read"),
+        (REASONING, {"min_list_f1": 0.5}, "evaluator.gates.min_list_f1: only kind: extract"),
+        (NO_LIST, {"min_list_f1": 0.5}, "evaluator.gates.min_list_f1: the task has no list field"),
+        (NO_LIST, {"max_expected_calibration_error": 0.1}, "evaluator.gates.max_expected_calibration_error: only a chosen class"),
+    ],
+)
+def test_a_gate_that_measures_nothing_in_this_task_is_refused(task: Any, gates: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(message)):
+        recipe(task=task, evaluator={"gates": gates})
+    assert recipe(task=task, evaluator={"gates": dict.fromkeys(gates)} if "min_valid" not in gates else {})
+
+
+def test_a_gate_of_readable_answers_is_for_all_that_write() -> None:
+    for task in (NO_LIST, REASONING):
+        assert recipe(task=task, evaluator={"gates": {"min_valid": 0.9, "min_valid_free": 0.5}})
+
+
+def test_another_run_to_stand_beside_does_not_measure_again() -> None:
+    first, second = recipe(), recipe(evaluator={"beside": "digits-0123abcd"})
+    assert evaluator.settings(first, Path()) == evaluator.settings(second, Path())
+
+
+def test_golden_images_of_a_task_without_classes_are_the_surest_of_all() -> None:
+    sure = {"{1}": 0.5, "{2}": 0.9, "{3}": 0.7}
+    found = [prediction(i, label, {"q8_0": label}, sure[label]) for i, label in enumerate(sure)]
+    assert pictures.golden(found, ["q8_0"], [], 2) == [1, 2]
+
+
 def prediction(number: int, label: str, answers: dict[str, str], confidence: float = 0.9) -> Prediction:
     return Prediction(
-        sha256=f"{number:064x}", source_id=f"x/{number}", label=label, transformers=label, transformers_confidence=0.9, base="a",
-        answers=answers, confidences=dict.fromkeys(answers, confidence),
+        sha256=f"{number:064x}", source_id=f"x/{number}", label=label, transformers=label, transformers_label=label,
+        transformers_confidence=0.9, base="a", base_label="a", answers=answers, labels=answers,
+        confidences=dict.fromkeys(answers, confidence),
     )  # fmt: skip
 
 

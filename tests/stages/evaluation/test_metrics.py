@@ -14,7 +14,6 @@ from pocketvlm.stages.evaluation.metrics import (
     confusion,
     expected_calibration_error,
     fit_temperature,
-    mcnemar,
     per_class,
     reliability,
 )
@@ -101,13 +100,3 @@ def test_temperature_stays_finite_when_every_answer_is_right() -> None:
 
 def test_temperature_of_no_answers_is_1() -> None:
     assert fit_temperature([], []) == 1.0
-
-
-def test_mcnemar_is_the_exact_binomial_test() -> None:
-    """p of scipy.stats.binomtest(k, n): 1 of 9 is 0.0390625, 3 of 10 is 0.34375."""
-    assert mcnemar(1, 8) == pytest.approx(0.0390625)
-    assert mcnemar(7, 3) == pytest.approx(0.34375)
-    assert mcnemar(8, 1) == mcnemar(1, 8)
-    assert mcnemar(0, 0) == 1.0
-    assert mcnemar(5, 5) == 1.0
-    assert mcnemar(0, 2000) == pytest.approx(0.0)

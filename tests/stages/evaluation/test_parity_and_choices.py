@@ -7,12 +7,12 @@ import math
 import pytest
 
 from pocketvlm.llamacpp.server import Step
-from pocketvlm.phone import class_index, confidence, read_choices
+from pocketvlm.phone import confidence, least_sure, read_choices, steps_after
 from pocketvlm.stages.evaluation.parity import compare_answers, compare_layout
 from pocketvlm.student.grammar import AllowedAnswers
 
 VOCABULARY = {"Ġ": 0, "Ġyes": 1, "Ġno": 2, "ne": 3, "Ġn": 4, "x": 5}
-ALLOWED = AllowedAnswers(["yes", "no", "none"], VOCABULARY, [])
+ALLOWED = AllowedAnswers([" yes", " no", " none"], VOCABULARY, [])
 
 
 def test_parity_of_answers_is_the_worst_images_gap_on_the_token_that_transformers_chooses() -> None:
@@ -51,8 +51,23 @@ def test_a_token_that_the_server_left_out_counts_as_its_least_probable_one() -> 
     assert confidence([choice]) < confidence([[-0.1, -9.0, -9.0, -9.0]])
 
 
-def test_only_the_exact_answer_names_a_class() -> None:
-    classes = ["no", "none"]
-    assert class_index(" none", classes) == 1
-    assert class_index(" no", classes) == 0
-    assert [class_index(text, classes) for text in ("no", " None", " non", " none ", "")] == [None] * 5
+def test_the_confidence_of_a_reasoned_answer_is_read_behind_the_reason() -> None:
+    written = [b" Reason", b"ing: it is no", b"ne.", b"\nAnswer", b":", b" no", b"ne"]
+    steps = [Step(number, {number: -0.1}, piece) for number, piece in enumerate(written)]
+    assert [step.piece for step in steps_after(steps, "\nAnswer:")] == [b" no", b"ne"]
+    assert steps_after(steps, "") == steps
+    assert steps_after(steps[:4], "\nAnswer:") == []
+
+
+def test_fields_are_as_sure_as_their_least_sure_token() -> None:
+    steps = [Step(1, {1: math.log(0.9), 2: math.log(0.1)}), Step(3, {3: math.log(0.6), 4: math.log(0.3)}), Step(5, {5: -0.001})]
+    assert confidence(least_sure(steps)) == pytest.approx(2 / 3)
+
+
+def test_a_token_that_only_the_grammar_chose_is_not_sure_at_all() -> None:
+    (step,) = least_sure([Step(7, {1: math.log(0.9), 2: math.log(0.1)})])
+    assert confidence([step]) == pytest.approx(0.1 / 1.1)
+
+
+def test_an_answer_without_a_choice_is_not_sure_at_all() -> None:
+    assert confidence(least_sure([])) == 0.0

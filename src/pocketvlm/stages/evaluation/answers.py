@@ -9,25 +9,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pocketvlm.phone import Reply
+from pocketvlm.phone import Question, Reply
 from pocketvlm.stages.sharing import dealt
 
 if TYPE_CHECKING:
     from pocketvlm.stages.evaluation.hf_scoring import HfAnswers
+
+REPLIES = ("test", "validation", "blind", "free")
+STEPS = ("first_steps", "exact_steps")
 
 
 @dataclass(frozen=True)
 class PairRun:
     """All that one pair said, to the images of one share or to all."""
 
-    test: list[Reply]
-    validation: list[Reply]
-    blind: list[Reply]
+    test: list[Reply] = field(default_factory=list)
+    validation: list[Reply] = field(default_factory=list)
+    blind: list[Reply] = field(default_factory=list)
     """To the grey image of each test image; empty if the pair is not shipped."""
-    text_ids: list[list[int]]
-    first_steps: list[dict[int, float]]
+    free: list[Reply] = field(default_factory=list)
+    """To the test images without the grammar; empty where answers are few and chosen among."""
+    text_ids: list[list[int]] = field(default_factory=list)
+    first_steps: list[dict[int, float]] = field(default_factory=list)
     """Of the parity images, if this is the reference."""
-    exact_steps: list[dict[int, float]]
+    exact_steps: list[dict[int, float]] = field(default_factory=list)
     """The same by the copy of type EXACT."""
     latency: dict[str, float] = field(default_factory=dict)
 
@@ -38,25 +43,28 @@ class Answers:
 
     hf: HfAnswers
     runs: dict[str, PairRun]
+    base: PairRun
     share_seconds: list[float]
     """What each share took for asking."""
+    question: Question
+    """What they were asked with."""
+    parity_after: str | None
+    """As in `Metrics`."""
 
 
 def write_run(path: Path, run: PairRun) -> None:
     """As JSON: floats survive it exactly."""
-    replies = {name: [dict(vars(reply)) for reply in getattr(run, name)] for name in ("test", "validation", "blind")}
-    steps = {name: [sorted(step.items()) for step in getattr(run, name)] for name in ("first_steps", "exact_steps")}
+    replies = {name: [dict(vars(reply)) for reply in getattr(run, name)] for name in REPLIES}
+    steps = {name: [sorted(step.items()) for step in getattr(run, name)] for name in STEPS}
     path.write_text(json.dumps({**replies, **steps, "text_ids": run.text_ids, "latency": run.latency}))
 
 
 def read_run(path: Path) -> PairRun:
     """What `write_run` wrote."""
     data: dict[str, Any] = json.loads(path.read_text())
-    replies = {name: [Reply(**row) for row in data[name]] for name in ("test", "validation", "blind")}
-    first, exact = ([dict(step) for step in data[name]] for name in ("first_steps", "exact_steps"))
-    return PairRun(
-        **replies, text_ids=data["text_ids"], first_steps=first, exact_steps=exact, latency=data["latency"]
-    )  # fmt: skip
+    kept: dict[str, Any] = {name: [Reply(**row) for row in data[name]] for name in REPLIES}
+    kept |= {name: [dict(step) for step in data[name]] for name in STEPS}
+    return PairRun(**kept, text_ids=data["text_ids"], latency=data["latency"])
 
 
 def join(runs: Sequence[PairRun], test: int, validation: int, parity: Sequence[int]) -> PairRun:
@@ -69,16 +77,21 @@ def join(runs: Sequence[PairRun], test: int, validation: int, parity: Sequence[i
         hands = [iter(getattr(run, name)) for run in runs]
         return [next(hands[place % len(runs)]) for place in parity] if any(getattr(run, name) for run in runs) else []
 
-    replies = dealt(test, [run.test for run in runs])
+    def replies(name: str, total: int) -> list[Reply]:
+        found = [getattr(run, name) for run in runs]
+        return dealt(total, found) if any(found) else []
+
+    asked = replies("test", test)
     own = [run.latency for run in runs if run.latency]
     return PairRun(
-        test=replies,
-        validation=dealt(validation, [run.validation for run in runs]),
-        blind=dealt(test, [run.blind for run in runs]) if runs[0].blind else [],
-        text_ids=runs[0].text_ids,
+        test=asked,
+        validation=replies("validation", validation),
+        blind=replies("blind", test),
+        free=replies("free", test),
+        text_ids=next((run.text_ids for run in runs if run.text_ids), []),
         first_steps=steps("first_steps"),
         exact_steps=steps("exact_steps"),
-        latency={**_latency(replies), **{name: max(latency[name] for latency in own) for name in own[0]}},
+        latency={**_latency(asked), **{name: max(latency[name] for latency in own) for name in own[0]}},
     )
 
 

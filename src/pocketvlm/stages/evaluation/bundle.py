@@ -6,7 +6,6 @@ rerun of a finished run moves no large file.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,6 @@ from pocketvlm.report.data import ReportData
 from pocketvlm.report.render import render_card, render_report
 from pocketvlm.stages.evaluation.gather import base_name
 from pocketvlm.stages.stage import Work
-from pocketvlm.student.families import geometry_of
 
 Role = Literal["text_model", "mmproj", "prompt", "grammar", "golden", "model_card", "report"]
 SAMPLING = {"temperature": 0.0, "samplers": ["temperature"], "cache_prompt": False}
@@ -74,16 +72,15 @@ def _kind(name: str) -> str:
 
 def _describe(work: Work, data: ReportData, files: list[ReleaseFile]) -> Release:
     recipe, metrics = work.recipe, data.metrics
-    config = json.loads(work.inputs["merger"].read("config.json"))
     types = {
         name: ReleasedType(text_model=pair.text, mmproj=pair.mmproj, accuracy=pair.accuracy, accuracy_interval=pair.interval,
                            agreement=pair.agreement)
         for name, pair in ((name, metrics.types[name]) for name in data.shipped)
     }  # fmt: skip
     return Release(
-        name=recipe.name, version=recipe.version or "", run=run_id(recipe), family=geometry_of(config, "config.json").family.name,
-        base=base_name(work), revision=recipe.student.revision, device=recipe.device.model_dump(),
-        prompt_tokens=metrics.types[data.shipped[0]].prompt_tokens[1], classes=metrics.classes,
+        name=recipe.name, version=recipe.version or "", run=run_id(recipe), family=metrics.family, base=base_name(work),
+        revision=recipe.student.revision, device=recipe.device.model_dump(), classes=metrics.classes,
+        prompt_tokens=metrics.types[data.shipped[0]].prompt_tokens[1], task=recipe.task.shipped(),
         sampling={**SAMPLING, "max_new_tokens": recipe.device.max_new_tokens}, answer_threshold=recipe.evaluator.answer_threshold,
         temperature=metrics.temperature, llama_cpp=read_pin().commit, types=types, files=files,
     )  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from pocketvlm.artifacts.artifact import Artifact
@@ -16,13 +15,13 @@ from pocketvlm.report.data import FileRow, Refused, ReportData, Times, WrongAnsw
 from pocketvlm.report.results import GateResult, Metrics, Prediction
 from pocketvlm.run_file import Recipe
 from pocketvlm.stages.evaluation import parity
+from pocketvlm.stages.evaluation.beside import find_other
+from pocketvlm.stages.evaluation.gates import parity_limit
 from pocketvlm.stages.evaluation.pictures import WRONG_SHOWN, picture_name, wrong
 from pocketvlm.stages.stage import Work
-from pocketvlm.student.base import is_hub_id
-from pocketvlm.student.grammar import grammar_text
-from pocketvlm.student.prompt import prompt_text
+from pocketvlm.student.base import display_name
 
-LABEL_FACTS = ("teachers", "agreement", "second_opinion", "corrections")
+LABEL_FACTS = ("teachers", "agreement", "field_agreement", "second_opinion", "corrections")
 """What the labeller says of how its labels came about."""
 
 
@@ -30,6 +29,8 @@ def gather(work: Work, report: Artifact, metrics: Metrics, gates: list[GateResul
     """Reads small files only: metrics, predictions, pictures, audit, curve, quarantine."""
     recipe, dataset = work.recipe, work.inputs["labeller"]
     shown, total = _wrong(report, metrics)
+    definition, layout_definition = parity.definitions(metrics.parity_after)
+    other = find_other(work.store, recipe.evaluator.beside) if recipe.evaluator.beside else None
     return ReportData(
         name=recipe.name,
         run=run_id(recipe),
@@ -37,12 +38,14 @@ def gather(work: Work, report: Artifact, metrics: Metrics, gates: list[GateResul
         gates=gates,
         files=_files(work.inputs["quantiser"]),
         question=recipe.task.question,
-        prompt=prompt_text(recipe.task),
-        grammar=grammar_text(list(recipe.task.classes)),
+        prompt=report.read("prompt.txt").decode(),
+        grammar=report.read("grammar.gbnf").decode(),
         device=recipe.device.model_dump(),
         answer_threshold=recipe.evaluator.answer_threshold,
-        parity_definition=parity.DEFINITION,
-        layout_definition=parity.LAYOUT_DEFINITION,
+        parity_definition=definition,
+        layout_definition=layout_definition,
+        parity_limit=parity_limit(metrics, recipe.evaluator.gates),
+        beside=other.compare(run_id(recipe), metrics, report) if other else None,
         counts={split: counts[split] for split in SPLITS if split in (counts := dataset.facts.get("counts", {}))},
         images_total=dataset.facts.get("images_total", 0),
         near_copy_groups=dataset.facts.get("near_copy_groups", 0),
@@ -53,7 +56,7 @@ def gather(work: Work, report: Artifact, metrics: Metrics, gates: list[GateResul
         wrong=shown,
         wrong_total=total,
         provenance=_provenance(work, report),
-        times=_times(work, report),
+        times=_times(work, report, other.latency() if other else {}),
     )
 
 
@@ -125,11 +128,10 @@ def _provenance(work: Work, report: Artifact) -> list[tuple[str, str]]:
 
 def base_name(work: Work) -> str:
     """The student's base without the folder of this machine."""
-    model = work.recipe.student.model
-    return model if is_hub_id(model, work.recipe_folder) else Path(model).name
+    return display_name(work.recipe.student, work.recipe_folder)
 
 
-def _times(work: Work, report: Artifact) -> Times:
+def _times(work: Work, report: Artifact, beside: dict[str, float]) -> Times:
     stages = {name: artifact.measurements() for name, artifact in work.inputs.items()}
     own = report.measurements()
-    return Times(latency=own.get("latency", {}), stages={**stages, "evaluator": own})
+    return Times(latency=own.get("latency", {}), stages={**stages, "evaluator": own}, beside=beside)

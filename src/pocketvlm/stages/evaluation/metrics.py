@@ -122,10 +122,3 @@ def _at_any_temperature(answers: Sequence[Choices]) -> Callable[[float], NDArray
         return np.exp(np.bincount(owners, weights=chosen, minlength=len(answers)))
 
     return confidences
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p that two answerers are equally often right, from the images that only one of them got right."""
-    images = only_first + only_second
-    tail = sum(math.comb(images, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2.0 * (tail / (1 << images)))

@@ -1,4 +1,7 @@
-"""How far llama.cpp is from transformers, in nats on the first answer token. Two measures of one thing. No torch.
+"""How far llama.cpp is from transformers, in nats on one token of the answer. Two measures of one thing. No torch.
+
+The token is the first at which the grammar leaves a choice. Where answers are written, it is the one after what all of them
+begin with (`Metrics.parity_after`), and compared are all tokens that transformers gives at least LEAST_NATS.
 
 **Answers**: the bf16 pair as it lies in the store. Of one image: the difference between the log-probabilities (over
 the whole vocabulary) of the token that transformers answers with first. It says how far the file's answers are off,
@@ -21,16 +24,35 @@ from collections.abc import Mapping, Sequence
 
 from pocketvlm.report.results import Parity
 
+LEAST_NATS = -10.0
+"""At a probability of 1 in 22,000 nothing hangs on a token, and rounding is large there."""
+SPARE_NATS = 2.0
+"""How much less llama-server may give a token that is compared; one that it gives still less counts as if it had that."""
 Steps = Sequence[Mapping[int, float]]
-"""For each image, token id -> log-probability (nats) of each token that the grammar allows first."""
+"""For each image, token id -> log-probability (nats) of each token that is compared."""
 DEFINITION = (
-    "difference between the log-probabilities of the first answer token by transformers (float32) and by llama-server; "
-    "the worst image counts"
+    "difference between the log-probabilities of the likeliest token by transformers (float32) and by llama-server, "
+    "{place}; the worst image counts"
 )
 LAYOUT_DEFINITION = (
-    "the same with the text weights as float32, as root mean square over all tokens that the grammar allows first: "
+    "the same with the text weights as float32, as root mean square over all tokens {tokens}: "
     "pixels, tokens and graph without the file's rounding; the worst image counts"
 )
+
+
+def definitions(after: str | None) -> tuple[str, str]:
+    """What the two measures are, for a person; `after` is `Metrics.parity_after`."""
+    if after is None:
+        place, tokens = "where the answer begins", "that the grammar allows there"
+    else:
+        place, tokens = f"after {after!r}" if after else "where the answer begins", f"of at least {LEAST_NATS:g} nats"
+    return DEFINITION.format(place=place), LAYOUT_DEFINITION.format(tokens=tokens)
+
+
+def of_written(device: Steps, reference: Steps) -> Steps:
+    """The device's steps of written answers, cut to the tokens that the reference has."""
+    least = LEAST_NATS - SPARE_NATS
+    return [{token: here.get(token, least) for token in there} for here, there in zip(device, reference, strict=True)]
 
 
 def compare_answers(pair: str, device: Steps, reference: Steps) -> Parity:

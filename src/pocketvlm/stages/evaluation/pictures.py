@@ -22,23 +22,24 @@ PICTURE_PX = 160
 
 def wrong(predictions: Sequence[Prediction], shipped: Sequence[str]) -> list[int]:
     """Places of the images that a shipped type got wrong; where the first type was surest comes first."""
-    places = [i for i, p in enumerate(predictions) if any(p.answers[name] != p.label for name in shipped)]
+    places = [i for i, p in enumerate(predictions) if any(p.labels[name] != p.label for name in shipped)]
     return sorted(places, key=lambda i: (-predictions[i].confidences[shipped[0]], predictions[i].sha256))
 
 
 def golden(predictions: Sequence[Prediction], shipped: Sequence[str], classes: Sequence[str], count: int) -> list[int]:
     """Places of the images that are released for replaying: class after class, those first that every type got right.
 
-    They test a runtime, not the model: an answer near a tie may differ between two sound CPUs, so in each class the
-    image comes first on which the least sure type is surest.
+    They test a runtime, not the model: an answer near a tie may differ between two sound CPUs, so in each class (where there
+    are classes) the image comes first on which the least sure type is surest.
     """
 
     def rank(place: int) -> tuple[bool, float, str]:
         prediction = predictions[place]
-        right = all(prediction.answers[name] == prediction.label for name in shipped)
+        right = all(prediction.labels[name] == prediction.label for name in shipped)
         return not right, -min(prediction.confidences[name] for name in shipped), prediction.sha256
 
-    queues = [sorted((i for i, p in enumerate(predictions) if p.label == name), key=rank) for name in classes]
+    groups = [[i for i, p in enumerate(predictions) if p.label == name] for name in classes] or [list(range(len(predictions)))]
+    queues = [sorted(group, key=rank) for group in groups]
     chosen: list[int] = []
     while len(chosen) < count and any(queues):
         chosen += [queue.pop(0) for queue in queues if queue]

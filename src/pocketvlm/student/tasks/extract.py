@@ -28,9 +28,11 @@ class Extraction(TaskKind):
     def read(self, text: str) -> Said | None:
         """Any JSON of these fields, whatever its white space and order."""
         try:
-            return Said(self.compact(parse(text)))
+            said = Said(self.compact(parse(text)))
+            said.label.encode()  # half of a character, as `\\ud83d` alone, is no text
         except ValueError:
             return None
+        return said
 
     def label_of(self, answer: Mapping[str, Any]) -> str:
         """The fields of it."""
