@@ -11,7 +11,8 @@ from bench.rivals import processor
 from bench.setting import QUESTION, Setting
 from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.grammar import AllowedAnswers
-from pocketvlm.student.scoring import EncodedImage, Layout, encode_images, score
+from pocketvlm.student.prompt import answer_lead
+from pocketvlm.student.scoring import EncodedImage, encode_images, score
 
 NEW_TOKENS = 2
 """The word and the end token: what a trained model writes. Random weights would go on to any limit."""
@@ -37,9 +38,9 @@ class Answers:
 
     def encode(self) -> Spent:
         """Keeps the features of all images."""
-        layout = Layout(self._setting.geometry.tile_px, self._setting.geometry.tile_px)
+        setting = self._setting
         with measured(len(self.images)) as spent:
-            self.encoded = list(encode_images(self.model, self._setting.encoder, layout, self.images))
+            self.encoded = list(encode_images(setting.geometry.family, self.model, setting.encoder, setting.eye, self.images))
         return spent
 
     def score(self, labels: int) -> Spent:
@@ -48,9 +49,11 @@ class Answers:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         wanted = {f"Ġ{name}" for name in names}
         others = [number for token, number in vocabulary.items() if token not in wanted]
-        allowed = AllowedAnswers(names, vocabulary, others)
+        setting = self._setting
+        lead = answer_lead(setting.encoder.shipped)
+        allowed = AllowedAnswers([lead + name for name in names], vocabulary, others)
         with measured(len(self.images)) as spent:
-            score(self.model, self._setting.encoder, allowed, self.encoded)
+            score(setting.geometry.family, self.model, setting.encoder, allowed, self.encoded)
         spent.notes = {"labels": len(names), "tokens": max(len(image.prompt_ids) for image in self.encoded)}
         return spent
 

@@ -8,17 +8,18 @@ import torch
 
 from bench.clock import Spent, measured
 from bench.setting import Setting
-from pocketvlm.stages.training import features, loop
-from pocketvlm.stages.training.batches import LengthGroupedBatches, Loader
+from pocketvlm.stages.training import features
+from pocketvlm.stages.training.batches import Order
 from pocketvlm.stages.training.features import Features
 from pocketvlm.stages.training.learner import Learner
+from pocketvlm.stages.training.loop import Loop, Rules, parameter_groups
+from pocketvlm.stages.training.plan import plan_phases
 from pocketvlm.stages.training.samples import read_samples
+from pocketvlm.stages.training.schedule import factor
 from pocketvlm.stages.training.spool import Spool
+from pocketvlm.stages.training.team import Team
 from pocketvlm.student import adapters
 from pocketvlm.student.checkpoint import load_model
-from pocketvlm.student.scoring import Layout
-
-CPU = torch.device("cpu")
 
 
 def text_targets(setting: Setting, model: Any) -> list[str]:
@@ -28,33 +29,37 @@ def text_targets(setting: Setting, model: Any) -> list[str]:
 
 def train(setting: Setting, number: int) -> Spent:
     """A whole training: decode, cut, tokenise, vision features, all epochs. Loading the weights is not counted."""
-    phase = setting.trainer.phases[0]
+    phase, family = setting.trainer.phases[0], setting.geometry.family
+    device = torch.device(setting.device)
     model = load_model(setting.checkpoint)
     adapters.inject(model, text_targets(setting, model), rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout)
-    learner = Learner(model, setting.encoder.image_id, setting.precision)
+    learner = Learner(model, family, setting.precision).to(device)
     scratch = setting.folder / f"ours-{number}"
     scratch.mkdir()
     with measured(round(setting.images * phase.epochs)) as spent:
-        layout = Layout(setting.geometry.tile_px, setting.geometry.tile_px)
         samples = read_samples(
-            setting.dataset, "train", setting.encoder, layout, spool=Spool(scratch / "tiles.bin"),
+            setting.dataset, "train", setting.encoder, setting.eye, spool=Spool(scratch / "tiles.bin"),
             threads=torch.get_num_threads(), check=lambda: None,
         )  # fmt: skip
+        spool = Spool(scratch / "features.bin")
         with measured(setting.images) as cache:
-            rows = features.compute(model, samples.tiles_NHWC, CPU, Spool(scratch / "features.bin"), lambda done, total: None)
-        batches = LengthGroupedBatches(
-            samples.lengths, batch_size=setting.batch_size, micro_batch_size=setting.batch_size, seed=(0, 0)
-        )
-        trainer = loop.PhaseTrainer(
-            learner,
-            loop.arguments(setting.trainer, phase, seed=0, folder=scratch / "hf", cpu=True),
-            Loader(samples, Features(samples, CPU, rows), batches),
-            loop.parameter_groups(model, setting.geometry.family, phase),
-            [],
-        )
-        trainer.train()
+            rows = features.compute(family, model, samples.tiles, device, spool, lambda done, total: None)
+        (plan,) = plan_phases(setting.trainer, len(samples))
+        rules = Rules(
+            seed=(0, 0), max_grad_norm=setting.trainer.max_grad_norm,
+            factor=lambda step: factor(phase, step, steps=plan.steps, steps_per_epoch=plan.steps_per_epoch),
+        )  # fmt: skip
+        loop = Loop(
+            learner, parameter_groups(model, family, phase), Features(samples, family, device, rows),
+            Order(samples.lengths, batch_size=setting.batch_size, seed=(0, 0)), Team(device), rules,
+            micro_batch_size=setting.batch_size,
+        )  # fmt: skip
+        with measured(len(samples)) as steps:
+            for step in range(1, plan.steps + 1):
+                loop.step(step)
+            losses = loop.take_losses()
     spent.notes = {
-        "tokens": max(samples.lengths), "first_loss": float(trainer.losses[0]), "steps": len(trainer.losses),
-        "feature_seconds_an_image": round(cache.seconds_each, 4),
+        "tokens": max(samples.lengths), "first_loss": losses[0], "steps": len(losses),
+        "feature_seconds_an_image": round(cache.seconds_each, 4), "loop_seconds": round(steps.seconds, 3),
     }  # fmt: skip
     return spent

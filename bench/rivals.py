@@ -16,8 +16,9 @@ from trl import SFTConfig, SFTTrainer
 from bench.clock import Spent, measured
 from bench.ours import text_targets
 from bench.setting import DEFAULT_BUDGET_TILES, QUESTION, Setting
-from pocketvlm.student import forward, pixels, prompt
+from pocketvlm.student import prompt
 from pocketvlm.student.checkpoint import CHAT_TEMPLATE, load_model, load_tokenizer
+from pocketvlm.student.families.idefics3 import normalise
 
 
 def processor(setting: Setting, *, longest_edge_px: int) -> Idefics3Processor:
@@ -92,10 +93,9 @@ class _Stream:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         setting, samples, tiles = self._setting, [], []
         for row in rows:
-            side = setting.geometry.tile_px
-            tiles_NHWC, grid = pixels.tiles(row["images"][0].convert("RGB"), tile_px=side, longest_edge_px=side)
-            samples.append(setting.encoder.sample(grid, prompt.answer_text(row["messages"][1]["content"])))
-            tiles.append(forward.normalise(torch.from_numpy(tiles_NHWC), setting.dtype))
+            sight = setting.eye.look(row["images"][0].convert("RGB"))
+            samples.append(setting.encoder.sample(sight.layout, row["messages"][1]["content"]))
+            tiles.append(normalise(torch.from_numpy(sight.tiles[sight.places])).to(setting.dtype))
         ids, labels = map(torch.tensor, prompt.pad(samples, setting.encoder.end_id))
         lengths = torch.tensor([len(sample.ids) for sample in samples])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()

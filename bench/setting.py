@@ -7,18 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from pocketvlm.artifacts.dataset import Row, write_split
-from pocketvlm.run_file import Phase, Task, Trainer
+from pocketvlm.run_file import Device, Phase, Task, Trainer
 from pocketvlm.stages.training.learner import Precision, choose_precision
 from pocketvlm.student import pixels, published, tiny
 from pocketvlm.student.checkpoint import load_tokenizer
-from pocketvlm.student.families import Geometry, read_geometry
-from pocketvlm.student.prompt import PromptEncoder, prompt_text
+from pocketvlm.student.families import Eye, read_geometry
+from pocketvlm.student.prompt import PromptEncoder
 
 CLASSES = ("water", "land", "fire", "wood", "metal")
 QUESTION = "Classify this image into one of these elements: water, land, fire, wood, metal.\nElement:"
@@ -39,6 +40,9 @@ class Setting:
     newcomer_steps: int
     """Of one sample each; the first is not counted."""
     scored_images: int
+    size: str = "256M"
+    """Of the published students."""
+    device: str = "cpu"
 
     @cached_property
     def checkpoint(self) -> Path:
@@ -46,12 +50,19 @@ class Setting:
         folder = self.folder / "student"
         if self.quick:
             return tiny.build_tiny(folder, seed=0, longest_edge_px=tiny.TILE_PX)
-        return published.build_published(folder, size="256M", seed=0, longest_edge_px=published.TILE_PX)
+        return published.build_published(folder, size=self.size, seed=0, longest_edge_px=published.TILE_PX)
 
     @cached_property
-    def geometry(self) -> Geometry:
-        """Sizes of the checkpoint."""
+    def geometry(self) -> Any:
+        """Family and sizes of the checkpoint."""
         return read_geometry(self.checkpoint)
+
+    @cached_property
+    def eye(self) -> Eye:
+        """One tile and the overview."""
+        device = Device(canvas_px=CANVAS_PX, longest_edge_px=self.geometry.tile_px)
+        eye: Eye = self.geometry.family.eye(self.geometry, device, self.checkpoint)
+        return eye
 
     @cached_property
     def task(self) -> Task:
@@ -61,8 +72,7 @@ class Setting:
     @cached_property
     def encoder(self) -> PromptEncoder:
         """Our prompt."""
-        prompt = prompt_text(self.task)
-        return PromptEncoder(load_tokenizer(self.checkpoint), prompt=prompt, tokens_per_tile=self.geometry.tokens_per_tile)
+        return PromptEncoder(load_tokenizer(self.checkpoint), self.geometry, self.task)
 
     @cached_property
     def pictures(self) -> list[Image.Image]:
@@ -98,8 +108,8 @@ class Setting:
 
     @cached_property
     def precision(self) -> Precision:
-        """bf16 where the CPU computes it natively, on both sides."""
-        return choose_precision("auto", torch.device("cpu"))
+        """bf16 where the device computes it natively, on both sides."""
+        return choose_precision("auto", torch.device(self.device))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -26,7 +26,8 @@ class Forecast:
 def forecast(recipe: Recipe, folder: Path, environment: Environment) -> Forecast:
     """Asks no server. Raises as `open_source` and TeacherQuestion do; DataError for a source without images."""
     labeller, task = recipe.labeller, recipe.task
-    source = open_source(labeller.source, Context(folder, list(task.classes), labeller.teacher is None, environment))
+    context = Context(folder, list(task.classes), labeller.teacher is None, environment, fields=task.fields)
+    source = open_source(labeller.source, context)
     there = source.expected()
     caps = [number for number in (there, labeller.max_images) if number is not None]
     looked_at = min(caps) if caps else None

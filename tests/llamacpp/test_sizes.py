@@ -32,3 +32,9 @@ def test_sizes_of_the_500m_text_model_are_within_three_percent(kind: str, measur
 def test_rows_that_no_block_fits_are_counted() -> None:
     assert unfit([(8, 33), (8, 64), (33,)], "q4_0") == 1
     assert unfit([(8, 33)], "f16") == 0
+
+
+def test_kernels_of_short_convolutions_stay_float32_and_need_no_block() -> None:
+    kernels = {"model.language_model.layers.0.conv.conv.weight": (1000, 1, 3)}
+    assert unfit(kernels.values(), "q8_0") == 0
+    assert estimate_mb(kernels, "q8_0") == pytest.approx(0.012)

@@ -16,7 +16,7 @@ from pocketvlm.environment import Environment, read_environment
 from pocketvlm.errors import DataError, ToolError, UserError
 from pocketvlm.llamacpp.audit import audit, check_mmproj, read_keys
 from pocketvlm.llamacpp.build import read_pin
-from pocketvlm.llamacpp.convert_runner import is_smollm
+from pocketvlm.llamacpp.convert_runner import PRE_TOKENIZERS, pre_tokenizer_name
 from pocketvlm.llamacpp.server import LlamaServer
 from pocketvlm.llamacpp.toolchain import Toolchain, find_toolchain
 from pocketvlm.student.prompt import MEDIA
@@ -24,6 +24,8 @@ from pocketvlm.student.tiny import build_tiny
 
 pytestmark = pytest.mark.llamacpp
 
+OTHERWISE = {"individual_digits": False, "pattern": {"Regex": "."}}
+"""One of these makes a first step another one."""
 PROMPT = f"<|im_start|>User:{MEDIA}Which digit?<end_of_utterance>\nAssistant:"
 
 
@@ -114,10 +116,11 @@ def test_a_build_of_another_commit_is_not_used(toolchain: Toolchain, tmp_path: P
         find_toolchain(Environment(llama_cpp_home=tmp_path))
 
 
-def test_only_smollms_pre_tokenizer_is_recognised() -> None:
-    digits = {"type": "Digits", "individual_digits": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True, "trim_offsets": True}
-    assert is_smollm({"type": "Sequence", "pretokenizers": [digits, byte_level]})
-    assert not is_smollm({"type": "Sequence", "pretokenizers": [digits | {"individual_digits": False}, byte_level]})
-    assert not is_smollm(byte_level)
-    assert not is_smollm(None)
+def test_pre_tokenizers_are_recognised_by_their_steps() -> None:
+    for name, steps in PRE_TOKENIZERS.items():
+        written = [{"type": kind, "trim_offsets": True, **settings} for kind, settings in steps]
+        assert pre_tokenizer_name({"type": "Sequence", "pretokenizers": written}) == name
+        assert pre_tokenizer_name({"type": "Sequence", "pretokenizers": written[:-1]}) is None
+        assert pre_tokenizer_name({"type": "Sequence", "pretokenizers": [{**written[0], **OTHERWISE}, *written[1:]]}) is None
+    assert pre_tokenizer_name({"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}) is None
+    assert pre_tokenizer_name(None) is None

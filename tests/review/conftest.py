@@ -67,10 +67,13 @@ MakeLabelled = Callable[..., Labelled]
 def make_labelled(tmp_path: Path) -> MakeLabelled:
     """`make_labelled(rows, classes)`: the rows are dealt to the splits, two of three to train; each has a picture."""
 
-    def make(rows: list[Row], classes: list[str], *, side_px: int = 32, votes: int = 3, finished: bool = True) -> Labelled:
+    def make(
+        rows: list[Row], classes: list[str], *, side_px: int = 32, votes: int = 3, finished: bool = True,
+        task: dict[str, Any] | None = None,
+    ) -> Labelled:
         content = {"run": {
             "name": "elements", "student": {"model": "tiny"},
-            "task": {"classes": dict.fromkeys(classes, ""), "question": "Which?"},
+            "task": task or {"classes": dict.fromkeys(classes, ""), "question": "Which?"},
             "labeller": {"source": {"kind": "folder", "path": "images"}, "teacher": {"model": "gpt-4o", "votes": votes}},
             "trainer": {"phases": [{"method": "full"}]},
         }}  # fmt: skip
@@ -107,6 +110,24 @@ def elements(make_labelled: MakeLabelled) -> Labelled:
         for number in range(30)
     ]  # fmt: skip
     return make_labelled(rows, ELEMENTS)
+
+
+PLATE = '{"is_food":1,"title":"apple %d","items":["apple","<b>"],"hot":false}'
+PLATES: dict[str, Any] = {
+    "kind": "extract", "question": "What food?",
+    "fields": [
+        {"is_food": {"type": "integer", "values": [0, 1], "description": ""}},
+        {"title": {"type": "string", "max_length": 20, "description": ""}},
+        {"items": {"type": "list", "max_items": 3, "description": ""}}, {"hot": {"type": "boolean", "description": ""}},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def plates(make_labelled: MakeLabelled) -> Labelled:
+    """Twelve images whose labels are fields; the higher the number, the surer the teacher."""
+    rows = [row(number, PLATE % number, source_id=f"{number}.jpg", teacher_confidence=0.4 + number / 50) for number in range(12)]
+    return make_labelled(rows, [], task=PLATES)
 
 
 @pytest.fixture

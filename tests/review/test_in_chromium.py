@@ -180,7 +180,7 @@ def test_a_saved_file_is_read_back_by_a_browser_that_knows_nothing(open_page: An
     desk.fresh()
     assert desk.text("#done") == "0"
     said = desk.load(other)
-    assert said == "other.json: 3 images, 1 of them in another sample; 2 name no class of this run and were left out."
+    assert said == "other.json: 3 images, 1 of them in another sample; 2 have no label of this run and were left out."
     assert (desk.state(1), desk.state(5), desk.text("#done")) == ("→ wood", "→ none of these", "2")
     path.unlink()
     assert len(json.loads(desk.save().read_text())["items"]) == 3
@@ -305,3 +305,41 @@ def test_five_hundred_images_open_and_answer_at_once(open_page: Any, make_labell
     took_ms = desk.chrome.execute_script(f"const start = performance.now(); {work} return performance.now() - start")
     assert desk.text("#done") == "20"
     assert took_ms / 20 < 100
+
+
+def test_fields_are_corrected_in_a_form_that_refuses_what_they_may_not_be(open_page: Any, plates: Any) -> None:
+    desk = open_page(plates)
+    assert desk.text("#item-1 h2").endswith("is_food: 1 · title: apple 0 · items: apple, <b> · hot: false")
+
+    def write(number: int, name: str, text: str) -> None:
+        field = desk.find(f'#item-{number} [aria-label="{name} of image {number}"]')
+        field.clear()
+        field.send_keys(text)
+
+    write(1, "title", "two apples and a half")
+    desk.choose(1, "written")
+    assert (desk.state(1), desk.text("#item-1 .wrong")) == ("to do", "title: 21 characters, and 20 are allowed")
+    write(1, "title", "two apples")
+    write(1, "items", "apple\n\n apple pie ")
+    Select(desk.find('#item-1 [aria-label="hot of image 1"]')).select_by_value("true")
+    desk.choose(1, "written")
+    assert desk.state(1) == "→ is_food: 1 · title: two apples · items: apple, apple pie · hot: true"
+    desk.choose(2, "written")
+    assert desk.state(2) == "✓ right", "what was not changed is confirmed"
+    desk.press(Keys.ARROW_RIGHT, Keys.ENTER, "0")
+    assert (desk.state(3), desk.state(4)) == ("✓ right", "→ none of these")
+
+    path = desk.save()
+    fields = plates.run_file.run.task.fields
+    found = read_corrections(path, [], fields)
+    shas = [row.sha256 for row in sorted(plates.rows.values(), key=lambda row: row.teacher_confidence)]
+    assert found.label(shas[0]) == '{"is_food":1,"title":"two apples","items":["apple","apple pie"],"hot":true}'
+    assert [found.label(sha256) for sha256 in shas[1:5]] == [plates.rows[shas[1]].label, plates.rows[shas[2]].label, NONE, None]
+
+    content = json.loads(path.read_text())
+    content["items"][1]["label"] = "{}"
+    path.write_text(json.dumps(content))
+    desk.fresh()
+    assert "1 have no label of this run" in desk.load(path)
+    assert desk.state(1).startswith("→ is_food: 1 · title: two apples")
+    assert desk.find('#item-1 [aria-label="title of image 1"]').get_attribute("value") == "two apples"

@@ -111,7 +111,7 @@ def test_where_annotators_differ_the_ground_truth_decides(elements: Any, tmp_pat
 def test_an_export_without_our_choice_says_which_interface_to_use(elements: Any, tmp_path: Path) -> None:
     task = annotated(1, tasks_of(elements, tmp_path / "ls")[0], "fire")
     task["annotations"][0]["result"][0]["from_name"] = "choice"
-    with pytest.raises(UserError, match=r"no task has an annotation with a choice named `label`.*labels\.xml"):
+    with pytest.raises(UserError, match=r"no task has an annotation named `label`.*labels\.xml"):
         read_corrections(save(tmp_path, [task]), CLASSES)
 
 
@@ -127,3 +127,20 @@ def test_a_folder_that_cannot_be_written_is_named(elements: Any, tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="say another folder with --label-studio DIR"):
         write_label_studio(elements.run_file, elements.environment, tmp_path / "file", images=10)
+
+
+def test_fields_are_a_text_to_correct_and_null_where_none_fit(plates: Any, tmp_path: Path) -> None:
+    tasks = tasks_of(plates, tmp_path / "ls")
+    (area,) = [node for node in xml.parse(tmp_path / "ls" / "labels.xml").iter("TextArea") if node.get("name") == "label"]
+    assert area.get("required") == "true"
+    assert tasks[0]["predictions"][0]["result"][0]["value"] == {"text": [tasks[0]["data"]["was"]]}
+    texts = ['{"title": "x", "is_food": "1", "items": [], "hot": true}', "null"]
+    export = []
+    for number, (task, text) in enumerate(zip(tasks, texts, strict=False)):
+        done = annotated(number, task, "")
+        done["annotations"][0]["result"][0] |= {"type": "textarea", "value": {"text": [text]}}
+        export.append(done)
+    for shape in (export, [flat(task) for task in export]):
+        found = read_corrections(save(tmp_path, shape), [], plates.run_file.run.task.fields)
+        said = [found.label(task["data"]["sha256"]) for task in tasks[:3]]
+        assert said == ['{"is_food":1,"title":"x","items":[],"hot":true}', NONE, None]

@@ -1,9 +1,10 @@
-"""jobs/solar.yaml and jobs/mars.yaml on generated sets of their layouts: datasets right to the row."""
+"""jobs/solar.yaml, jobs/mars.yaml and jobs/food.yaml on generated sets of their layouts: datasets right to the row."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hub_sets import parquet
 from mars import write_mars
 from PIL import Image
+from plates import content_of, draw
 from runs import TINY, job, merged
 
 from pocketvlm.artifacts.artifact import Artifact
@@ -23,6 +26,7 @@ from pocketvlm.progress import Progress
 from pocketvlm.run_file import RunFile, check_run_file
 from pocketvlm.stages.stage import run_stage
 from pocketvlm.student.pixels import letterbox
+from pocketvlm.student.tasks import kind_of
 from pocketvlm.student.variants import variants
 
 SOLAR = {
@@ -80,11 +84,11 @@ def test_solar_on_six_class_folders(tmp_path: Path) -> None:
         assert len(expected) == (2 if row["split"] == "train" else 0)
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-def test_mars_on_parquet_of_the_hubs_kind(tmp_path: Path, shards: int) -> None:
+@pytest.mark.parametrize(("shards", "answer"), [(1, "label"), (3, "reasoning")])
+def test_mars_on_parquet_of_the_hubs_kind(tmp_path: Path, shards: int, answer: str) -> None:
     expected = write_mars(tmp_path / "mars", 6, side_px=40, shards=shards, row_group_rows=16)
     run_file = read("mars", tmp_path, {
-        "task": {"answer": "label", "system": None}, "device": {"max_new_tokens": 16},
+        "task": {"answer": "label", "reasons": []} if answer == "label" else {},
         # Waves of one class that are shifted a little are cut copies of each other to the labeller, as they are.
         "labeller": {"source": {"path": "mars", "dataset": None, "licence": "CC BY 4.0"}, "near_copies": False},
     })  # fmt: skip
@@ -95,6 +99,29 @@ def test_mars_on_parquet_of_the_hubs_kind(tmp_path: Path, shards: int) -> None:
     for item in expected:
         row = found[item.source_id]
         assert (row["label"], row["licence"], row["sha256"]) == (item.label, "CC BY 4.0", item.sha256)
+        reasons = kind_of(run_file.run.task).templated(item.label) if answer == "reasoning" else []
+        assert row["answer"] in ([f"Reasoning: {reason}\nAnswer: {item.label}" for reason in reasons] or [item.label])
         assert row["label_id"] == list(run_file.run.task.classes).index(item.label)
         with Image.open(io.BytesIO(originals[item.sha256])) as original:
             assert pixels(row) == letterbox(original.convert("RGB"), 32).tobytes()
+
+
+def test_food_on_parquet_with_its_fields_in_one_column(tmp_path: Path) -> None:
+    contents, rows_ = [], []
+    for number in range(40):
+        dice = np.random.default_rng([5, number])
+        contents.append(content_of(dice))
+        out = io.BytesIO()
+        draw(contents[-1], dice).save(out, "PNG")
+        # Another order of the keys than the task's, as Arrow gives them.
+        cell = dict(sorted(contents[-1].items()))
+        rows_.append({"image": {"bytes": out.getvalue(), "path": None}, "image_name": f"{number}.png", "output_label_json": cell})
+    (tmp_path / "food").mkdir()
+    (tmp_path / "food" / "train-00000-of-00001.parquet").write_bytes(parquet(rows_))
+    run_file = read("food", tmp_path, {
+        "labeller": {"source": {"path": "food", "dataset": None, "licence": "CC0-1.0"}, "near_copies": False},
+    })  # fmt: skip
+    found = rows(label(run_file, tmp_path), tmp_path)
+    assert [json.loads(found[f"train/{number:08d}"]["label"]) for number in range(40)] == contents
+    assert {tuple(json.loads(row["label"])) for row in found.values()} == {tuple(run_file.run.task.fields)}
+    assert all(row["answer"] == row["label"] and " " not in row["label"].split(":")[0] for row in found.values())

@@ -149,13 +149,13 @@ class TrainerStage(Stage):
     """The stage that needs GPUs."""
 
     gpus: int = Field(default=0, ge=0, le=16)
-    """GPUs of each node. More than 1: `accelerate launch`. The trainer of this version refuses more than one process."""
+    """GPUs of each node. More than 1: `accelerate launch`."""
     gpu_resource: str = "nvidia.com/gpu"
     """Name of the device plugin's resource."""
     preset: str = ""
     """A key of `presets`: which nodes, which taints."""
     nodes: int = Field(default=1, ge=1, le=64)
-    """More than 1: an Indexed Job with a headless Service. The trainer of this version refuses more than one process."""
+    """More than 1: an Indexed Job with a headless Service."""
     rendezvous_port: int = Field(default=29500, ge=1024, le=65535)
     """Port of the first node where the processes meet."""
     shm_size: Quantity = "1Gi"

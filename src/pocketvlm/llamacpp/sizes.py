@@ -1,8 +1,8 @@
 """How large a GGUF text file of a type will be, from the shapes of its tensors, before it is made.
 
 Vectors and the kernels of short convolutions, which have three dimensions, stay in F32 (the converter's `prepare_tensors`);
-llama-quantize gives the output matrix more bits, and falls back where a row is no multiple of the type's block (src/llama-quant.cpp
-of the pin). Against measured files of SmolVLM-500M the estimate is within 3 %.
+llama-quantize gives the output matrix more bits, and falls back where a row is no multiple of the type's block
+(src/llama-quant.cpp of the pin). Against measured files of SmolVLM-500M the estimate is within 3 %.
 """
 
 from __future__ import annotations

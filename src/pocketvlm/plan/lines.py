@@ -17,35 +17,46 @@ from pocketvlm.environment import Environment
 from pocketvlm.errors import RunFileError
 from pocketvlm.forecast import forecast
 from pocketvlm.llamacpp.sizes import estimate_mb
+from pocketvlm.plan.answers import answer_problem, longest_answer
 from pocketvlm.plan.facts import StudentFacts, student_facts
 from pocketvlm.plan.problems import problems
+from pocketvlm.plan.training import memory_lines
 from pocketvlm.run_file import Recipe, RunFile
 from pocketvlm.stages.stage import STAGES, load_stage, stage_id
 from pocketvlm.student.variants import variants_per_image
 
 
-def check(run_file: RunFile, environment: Environment) -> StudentFacts:
-    """Refuses what cannot work. Raises RunFileError and UserError; returns what it learnt."""
+def check(run_file: RunFile, environment: Environment) -> None:
+    """Refuses what cannot work. Raises RunFileError and UserError."""
+    _checked(run_file, environment)
+
+
+def _checked(run_file: RunFile, environment: Environment) -> tuple[StudentFacts, Store, dict[str, Artifact | None], str | None]:
+    """What was learnt on the way: of the student, of what is in the store, and the longest answer."""
     recipe = run_file.run
     load_stage("labeller").settings(recipe, run_file.folder)
     facts = student_facts(recipe, run_file.folder, environment)
-    if wrong := list(problems(recipe, facts)):
+    wrong = list(problems(recipe, facts))
+    store = open_store(environment)
+    found = _found(run_file, store)
+    longest = longest_answer(recipe, run_file.folder, facts, found["labeller"])
+    if longest is not None and (line := answer_problem(longest, facts, recipe.device.max_new_tokens)):
+        wrong.append(line)
+    if wrong:
         raise RunFileError("\n".join(wrong))
-    return facts
+    return facts, store, found, longest
 
 
 def plan(run_file: RunFile, environment: Environment) -> str:
     """The text that `pocketvlm plan` prints. Raises as `check` does."""
-    facts = check(run_file, environment)
+    facts, store, found, longest = _checked(run_file, environment)
     recipe = run_file.run
-    store = open_store(environment)
-    found = _found(run_file, store)
     ahead = forecast(recipe, run_file.folder, environment)
     images = _images(run_file, found["labeller"], ahead.images)
     lines = [f"run {run_id(recipe)}  ->  release {recipe.name} in {store.url}", ""]
     texts = {
         "labeller": _labeller(recipe, images, ahead.lines, found["labeller"]),
-        "trainer": _trainer(recipe, facts, images["train"] if images else None),
+        "trainer": [*_student(recipe, facts, longest), *_phases(recipe, facts, images["train"] if images else None)],
         "merger": [f"{len(facts.shapes)} tensors, {2 * facts.parameters() / 1e6:.1f} MB as bf16"],
         "quantiser": _quantiser(recipe, facts),
         "evaluator": _evaluator(recipe, images["test"] if images else None),
@@ -89,16 +100,23 @@ def _labeller(recipe: Recipe, images: dict[str, int] | None, ahead: list[str], d
     return [f"{most}{sum(images.values())} images of source {recipe.labeller.source.kind}, {canvas}: {shares}", *lines]
 
 
-def _trainer(recipe: Recipe, facts: StudentFacts, train_images: int | None) -> list[str]:
+def _student(recipe: Recipe, facts: StudentFacts, longest: str | None) -> list[str]:
     family, layout = facts.family, facts.layout
     visual = facts.encoder.image(layout).count(facts.encoder.image_id)
     prompt = len(facts.encoder.prompt(layout))
     exact = "pixels and tokens" + (" exactly" if family.device_exact else " not proven to be") + " as on the phone"
-    lines = [
+    most = recipe.device.max_new_tokens
+    answers = (f"the longest answer takes {facts.answer_tokens(longest)} of {most} tokens" if longest is not None else
+               f"how long answers are is known with the labels; training refuses one of more than {most} tokens")  # fmt: skip
+    return [
         f"{family.name}, {facts.parameters() / 1e6:.2f} M parameters, {recipe.student.model}; {exact}",
         facts.base.line,
-        f"{visual} visual tokens an image ({layout.words}), {prompt} tokens a prompt",
+        f"{visual} visual tokens an image ({layout.words}), {prompt} tokens a prompt; {answers}",
     ]
+
+
+def _phases(recipe: Recipe, facts: StudentFacts, train_images: int | None) -> list[str]:
+    lines = []
     more = variants_per_image(recipe.task)
     pairs = train_images and train_images * (1 + more)
     if more:
@@ -113,10 +131,10 @@ def _trainer(recipe: Recipe, facts: StudentFacts, train_images: int | None) -> l
             if phase.method == "full"
             else f"LoRA of rank {phase.rank} on"
         )
-        cached = "" if "vision" in phase.train else ", vision features computed once"
+        cached = "" if set(phase.train) & set(facts.family.features_of) else ", vision features computed once"
         lines.append(f"phase {i}: {phase.method}, {tuned} {' + '.join(phase.train)}, {phase.epochs:g} epochs {total} of "
                      f"{recipe.trainer.batch_size} at {phase.learning_rate:g}{cached}")  # fmt: skip
-    return lines
+    return lines + memory_lines(recipe, facts, train_images)
 
 
 def _quantiser(recipe: Recipe, facts: StudentFacts) -> list[str]:
@@ -134,6 +152,6 @@ def _evaluator(recipe: Recipe, test_images: int | None) -> list[str]:
     )
     pairs = len({("bf16", "f16"), *((kind, recipe.quantiser.mmproj) for kind in recipe.quantiser.types)})
     return [
-        f"{pairs} pairs on llama.cpp, {images} held-out images each, against transformers and the untrained base",
+        f"{pairs + 1} pairs on llama.cpp, one of them the base's, {images} held-out images each, and transformers",
         f"gates: {gates}",
     ]

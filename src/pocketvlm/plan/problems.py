@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pocketvlm.llamacpp.sizes import unfit
 from pocketvlm.plan.facts import StudentFacts
+from pocketvlm.plan.training import training_problems
 from pocketvlm.run_file import Recipe
 from pocketvlm.student.families import lora_targets
 from pocketvlm.student.tasks import kind_of
@@ -16,28 +17,13 @@ def problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
     """All of them."""
     yield from (f"run.device.{problem}" for problem in facts.device_problems)
     yield from (f"run.task.{problem}" for problem in kind_of(recipe.task).problems())
-    yield from _answer_problems(recipe, facts)
     if facts.layout is not None:
         yield from _length_problems(recipe, facts)
     for kind in recipe.quantiser.types:
         if odd := unfit(facts.text_shapes().values(), kind):
             yield f"run.quantiser.types: {odd} matrices have rows that are no multiple of 32, which {kind} needs; use f16"
     yield from _target_problems(recipe, facts)
-
-
-def _answer_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
-    longest = kind_of(recipe.task).longest(facts.answer_tokens)
-    if longest is not None and (line := too_long(longest, facts, recipe.device.max_new_tokens)):
-        yield line
-
-
-def too_long(answer: str, facts: StudentFacts, most: int) -> str | None:
-    """What to say of an answer that the phone has too few tokens for; None if it fits."""
-    needed = facts.answer_tokens(answer)
-    if needed <= most:
-        return None
-    return (f"run.device.max_new_tokens: {most} is too small for the answer {answer!r}, which takes {needed} tokens with its "
-            f"end; set at least {needed}")  # fmt: skip
+    yield from training_problems(recipe, facts)
 
 
 def _length_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:

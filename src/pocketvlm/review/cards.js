@@ -35,9 +35,9 @@ class Card {
 
   head(total) {
     const number = el("span", { className: "number", textContent: `${this.place + 1}`, title: `Image ${this.place + 1} of ${total}` });
-    this.name = word(this.item.label);
+    this.name = word(shown(this.item.label));
     const by = this.item.by ? ` by ${this.item.by}` : "";
-    return el("div", { className: "head" }, el("h2", { id: `name-${this.place + 1}`, title: `Labelled${by}` }, number, this.name), this.state);
+    return el("div", { className: "head" }, el("h2", { id: `name-${this.place + 1}`, className: hasFields ? "long" : "", title: `Labelled${by}` }, number, this.name), this.state);
   }
 
   picture() {
@@ -66,10 +66,20 @@ class Card {
   }
 
   choices() {
+    if (hasFields) return this.fieldChoices();
     const names = page.classes.map((name, place) => this.choice(name, word(name), keyOf(place)));
     const none = this.choice(null, "none of these", "0");
     none.classList.add("none");
     return el("div", { className: "choices", aria: { role: "group", label: `Label of image ${this.place + 1}` } }, ...names, none);
+  }
+
+  fieldChoices() {
+    this.form = new FieldForm(this);
+    const right = this.choice(this.item.label, "right", null);
+    const none = this.choice(null, "none of these", "0");
+    none.classList.add("none");
+    const group = el("div", { className: "choices", aria: { role: "group", label: `Label of image ${this.place + 1}` } }, right, this.form.write, none);
+    return el("div", {}, this.form.node, group);
   }
 
   choice(label, text, key) {
@@ -103,7 +113,8 @@ class Card {
     this.node.classList.toggle("right", this.decided && !this.corrected);
     this.node.classList.toggle("corrected", this.corrected);
     for (const [name, button] of this.buttons) button.setAttribute("aria-pressed", String(name === label));
-    this.state.replaceChildren(...(!this.decided ? ["to do"] : this.corrected ? ["→ ", label === null ? "none of these" : word(label)] : ["✓ right"]));
+    this.state.replaceChildren(...(!this.decided ? ["to do"] : this.corrected ? ["→ ", label === null ? "none of these" : word(shown(label))] : ["✓ right"]));
+    this.form?.show(label);
     if (this.note.value !== note) this.note.value = note;
   }
 }

@@ -8,7 +8,7 @@ const itemOf = new Map(page.items.map((item) => [item.sha256, item]));
 class Decisions {
   constructor(changed) {
     this.changed = changed;
-    // sha256 -> {label, note, was, source_id}. A label is a class name, null for none of these, or undefined: only a note so far.
+    // sha256 -> {label, note, was, source_id}. A label is a class name or the fields as JSON, null for none of these, or undefined: only a note so far.
     this.all = new Map();
     this.before = []; // [sha256, label before] of every decision since the page was opened, for undo
     this.kept = this.read();
@@ -76,12 +76,12 @@ class Decisions {
     return { format: page.format, run: page.run, dataset: page.dataset, items };
   }
 
-  // Takes what a saved file says; returns how many items were taken, and how many name no class of ours.
+  // Takes what a saved file says; returns how many items were taken, and how many have no label of ours.
   fromFile(text) {
     const file = JSON.parse(text);
     if (file?.format !== page.format || !Array.isArray(file.items)) throw new Error(`it is no ${page.format} file`);
     const sound = file.items.filter(
-      (item) => /^[0-9a-f]{64}$/.test(item?.sha256) && (item.label === null || page.classes.includes(item.label)),
+      (item) => /^[0-9a-f]{64}$/.test(item?.sha256) && item.label !== undefined && isLabel(item.label),
     );
     for (const { sha256, label, was, source_id, note } of sound) {
       this.before.push([sha256, this.label(sha256)]);

@@ -35,26 +35,35 @@ def write_label_studio(run_file: RunFile, environment: Environment, to: Path, *,
 
 
 def labelling_config(sample: Sample) -> str:
-    """The labelling interface as XML: the picture, what is known of it, one choice of the classes, a note."""
+    """The labelling interface as XML: the picture, what is known of it, one choice of the classes, or the fields as JSON to be
+    corrected (`null`: none fit), and a note."""
     view = xml.Element("View")
     xml.SubElement(view, "Image", name="image", value="$image", zoom="true")
     xml.SubElement(view, "Header", value="$known")
     xml.SubElement(view, "Text", name="reason", value="$reason")
-    choices = xml.SubElement(view, "Choices", name=LABEL, toName="image", choice="single", showInline="true", required="true")
-    for name in [*sample.classes, none_choice(sample.classes)]:
-        xml.SubElement(choices, "Choice", value=name)
+    if sample.fields:
+        area = xml.SubElement(view, "TextArea", name=LABEL, toName="image", rows="4", maxSubmissions="1", required="true")
+        area.set("editable", "true")
+    else:
+        _add_choices(view, sample)
     xml.SubElement(view, "TextArea", name=NOTE, toName="image", rows="2", maxSubmissions="1", placeholder="Note")
     xml.indent(view)
     return xml.tostring(view, encoding="unicode") + "\n"
 
 
+def _add_choices(view: xml.Element, sample: Sample) -> None:
+    choices = xml.SubElement(view, "Choices", name=LABEL, toName="image", choice="single", showInline="true", required="true")
+    for name in [*sample.classes, none_choice(sample.classes)]:
+        xml.SubElement(choices, "Choice", value=name)
+
+
 def _task(item: Item, sample: Sample) -> dict[str, Any]:
     """A task whose prediction is the label, so that whoever agrees has nothing to click but Submit."""
     row = item.row
+    kind, value = ("textarea", {"text": [row.label]}) if sample.fields else ("choices", {"choices": [row.label]})
     prediction: dict[str, Any] = {
         "model_version": row.teacher_model or row.source,
-        "result": [{"id": row.sha256[:10], "from_name": LABEL, "to_name": "image", "type": "choices",
-                    "value": {"choices": [row.label]}}],
+        "result": [{"id": row.sha256[:10], "from_name": LABEL, "to_name": "image", "type": kind, "value": value}],
     }  # fmt: skip
     if row.teacher_confidence is not None:
         prediction["score"] = row.teacher_confidence

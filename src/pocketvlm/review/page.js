@@ -32,7 +32,7 @@ function say(text, bad = false) {
 
 function decide(card, label) {
   decisions.decide(card.item.sha256, label);
-  const what = card.corrected ? `${label ?? "none of these"} instead of ${card.item.label}` : `${label} is right`;
+  const what = card.corrected ? `${shown(label)} instead of ${shown(card.item.label)}` : `${shown(label)} is right`;
   say(cards.every((other) => other.decided) ? `Image ${card.place + 1}: ${what}. All are looked at: save the corrections.` : `Image ${card.place + 1}: ${what}.`);
 }
 
@@ -104,6 +104,7 @@ function buildFilters() {
   for (const [place, name] of page.classes.entries()) {
     select.append(new Option(`${name} (${page.items.filter((item) => item.label === name).length})`, place));
   }
+  select.hidden = hasFields;
   select.addEventListener("change", apply);
   byId("filters").append(select);
 }
@@ -132,7 +133,7 @@ async function load(file) {
   try {
     const { taken, here, refused } = decisions.fromFile(await file.text());
     const elsewhere = taken > here ? `, ${taken - here} of them in another sample` : "";
-    say(`${file.name}: ${taken} images${elsewhere}${refused ? `; ${refused} name no class of this run and were left out` : ""}.`, refused > 0);
+    say(`${file.name}: ${taken} images${elsewhere}${refused ? `; ${refused} have no label of this run and were left out` : ""}.`, refused > 0);
     apply();
   } catch (error) {
     say(`${file.name} cannot be read: ${error.message}.`, true);
@@ -172,6 +173,7 @@ function onKey(event) {
 
 buildFilters();
 byId("items").append(...cards.map((card) => card.node));
+byId("keys").parentElement.hidden = hasFields;
 byId("keys").append(
   el("kbd", { textContent: "1" }), " to ", el("kbd", { textContent: String(Math.min(page.classes.length, 9)) }),
   page.classes.length > 9 ? ", or the letter on the button" : "",

@@ -30,7 +30,7 @@ IMAGES = 100
 """Shown unless told otherwise: a quarter of an hour for one person."""
 STYLES = (("pocketvlm.report", "report.css"), ("pocketvlm.review", "page.css"))
 """The report's look, and what only this page has."""
-SCRIPTS = (("pocketvlm.review", "decisions.js"), ("pocketvlm.review", "cards.js"), ("pocketvlm.review", "page.js"))
+SCRIPTS = tuple(("pocketvlm.review", f"{name}.js") for name in ("decisions", "fields", "cards", "page"))
 
 
 def write_review(run_file: RunFile, environment: Environment, to: Path | None, *, images: int = IMAGES) -> Path:
@@ -71,6 +71,10 @@ def script_json(data: Any) -> Markup:
 def _data(sample: Sample) -> dict[str, Any]:
     return {
         "format": FORMAT, "name": sample.name, "run": sample.run, "dataset": sample.dataset, "classes": list(sample.classes),
+        "fields": [
+            {"name": name, "type": field.type, "values": field.values, "max_length": field.max_length, "max_items": field.max_items}
+            for name, field in sample.fields.items()
+        ],
         "votes": sample.votes, "items": [_item(item) for item in sample.items],
     }  # fmt: skip
 

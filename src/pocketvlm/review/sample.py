@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -18,7 +18,7 @@ from pocketvlm.artifacts.run_record import read_record, run_id
 from pocketvlm.environment import Environment
 from pocketvlm.errors import UserError
 from pocketvlm.interrupt import temporary_folder
-from pocketvlm.run_file import Labeller, RunFile
+from pocketvlm.run_file import ExtractField, Labeller, RunFile
 
 PICTURE_PX = 768
 """Longest side of a picture: what a screen shows, not what a canvas of 4096 px holds."""
@@ -45,11 +45,13 @@ class Sample:
     dataset: str
     """Id of the dataset."""
     classes: Sequence[str]
+    """None, where a label has `fields`."""
     votes: int
     """Answers that each label was made of; 0 without a teacher."""
     images_total: int
     """Of the dataset."""
     items: Sequence[Item]
+    fields: Mapping[str, ExtractField] = field(default_factory=dict)
 
 
 def take_sample(run_file: RunFile, environment: Environment, images: int) -> Sample:
@@ -74,18 +76,19 @@ def take_sample(run_file: RunFile, environment: Environment, images: int) -> Sam
     return Sample(
         name=run_file.run.name, run=run, dataset=dataset.id, classes=classes, votes=_votes(run_file.run.labeller),
         images_total=int(dataset.facts.get("images_used", len(chosen))),
-        items=[Item(row, split, pictures[row.sha256]) for split, row in chosen],
+        items=[Item(row, split, pictures[row.sha256]) for split, row in chosen], fields=run_file.run.task.fields,
     )  # fmt: skip
 
 
 def choose(rows: Iterable[tuple[str, Row]], classes: Sequence[str], images: int) -> list[tuple[str, Row]]:
-    """The `images` least certain rows, each with its split, but of every class at least its share of one half.
+    """The `images` least certain rows, each with its split, but of every class, where there are some, at least its share of one
+    half.
 
     Fewer than `2 * images` rows of a class are held at a time, however many there are.
     """
-    by_class: dict[str, list[tuple[str, Row]]] = {name: [] for name in classes}
+    by_class: dict[str, list[tuple[str, Row]]] = {name: [] for name in classes or ("",)}
     for split, row in rows:
-        held = by_class.setdefault(row.label, [])
+        held = by_class.setdefault(row.label if classes else "", [])
         held.append((split, row))
         if len(held) >= 2 * images:
             held.sort(key=_uncertain_first)

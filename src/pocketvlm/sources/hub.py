@@ -102,7 +102,7 @@ class Hub(SourceReader):
 
     def _record(self, opened: Opened, row: Row) -> Record:
         source_id = f"{row.shard.split}/{row.index:08d}"
-        label = opened.columns.class_of(row.cells.get(opened.columns.label or ""))
+        label = opened.columns.label_of(row.cells)
         if isinstance(label, Problem):
             return Record(source_id, problem=label)
         data, file = _bytes(row.cells[opened.columns.image], opened.images)

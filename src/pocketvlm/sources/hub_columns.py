@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pocketvlm.errors import RunFileError
 from pocketvlm.run_file import HubSource
+from pocketvlm.sources.field_labels import FieldLabels, field_labels
 from pocketvlm.sources.record import ClassNames, Context, Problem, hint
 
 LABEL_NAMES = ("label", "labels", "class", "category", "cls")
@@ -29,9 +30,18 @@ class Columns:
     classes: ClassNames
     mapped: Mapping[str, str]
     """`class_names` of the run file."""
+    fields: FieldLabels | None = None
+    """Where the fields of an `extract` task are: in `label`, or each in a column of its own."""
 
     def wanted(self) -> list[str]:
-        return [self.image, *([self.label] if self.label is not None else [])]
+        of_label = [self.label] if self.label is not None else self.fields.columns if self.fields is not None else []
+        return list(dict.fromkeys([self.image, *of_label]))
+
+    def label_of(self, cells: Mapping[str, Any]) -> str | Problem:
+        """The label of a row; an empty string where labels are not read."""
+        if self.fields is None:
+            return self.class_of(cells.get(self.label or ""))
+        return self.fields.of_cells(cells) if self.label is None else self.fields.of_cell(self.label, cells.get(self.label))
 
     def class_of(self, value: Any) -> str | Problem:
         """The task's class that a cell of the label's column means; an empty string where labels are not read."""
@@ -71,6 +81,8 @@ def find_columns(schema: pa.Schema, card: Mapping[str, Any], source: HubSource, 
     features = {**_card_features(card), **_schema_features(schema)}
     classes = ClassNames(context.classes)
     image = _image(schema, features, source)
+    if (fields := field_labels(source.field_columns, context)) is not None:
+        return Columns(image, _fields_column(schema, source, fields), None, classes, {}, fields)
     label = _label(schema, features, source) if context.labelled else None
     names = _class_names(features.get(label)) if label is not None else None
     mapped = {written: classes.match(name) or name for written, name in source.class_names.items()}
@@ -140,6 +152,28 @@ def _label(schema: pa.Schema, features: Mapping[str, Any], source: HubSource) ->
     if not labels:
         raise RunFileError(f"{key}: the dataset has no column of labels, but {there}; name it, or let a teacher label")
     return labels[0]
+
+
+def _fields_column(schema: pa.Schema, source: HubSource, fields: FieldLabels) -> str | None:
+    """The column that holds all fields; None where each has its own."""
+    chosen, there = source.label_column, ", ".join(schema.names)
+    if chosen is None:
+        if missing := fields.missing(schema.names):
+            near = hint(missing[0], schema.names)
+            raise RunFileError(f"{KEY}.label_column: the dataset has no column {missing[0]}, but {there}{near}; name the column "
+                               "that holds all fields, or the columns in field_columns")
+        return None
+    if chosen not in schema.names:
+        raise RunFileError(f"{KEY}.label_column: the dataset has no column {chosen}, but {there}{hint(chosen, schema.names)}")
+    kind = schema.field(chosen).type
+    if pa.types.is_struct(kind):
+        keys = [field.name for field in kind]
+        if missing := fields.missing(keys):
+            near = hint(missing[0], keys)
+            raise RunFileError(f"{KEY}.field_columns: {chosen} has no key {missing[0]}, but {', '.join(keys)}{near}")
+    elif not _is_text(kind):
+        raise RunFileError(f"{KEY}.label_column: {chosen} holds {_kind(schema, chosen)}, not JSON or a structure of the fields")
+    return chosen
 
 
 def _holds_labels(kind: pa.DataType) -> bool:

@@ -6,13 +6,14 @@ import difflib
 import hashlib
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketvlm.artifacts.store import Store
 from pocketvlm.environment import Environment
 from pocketvlm.progress import Progress
+from pocketvlm.run_file import ExtractField
 
 MAX_FILE_BYTES = 256_000_000
 """Larger files are no photographs: 50 megapixels of 8-bit RGB take 150 MB before they are compressed."""
@@ -35,7 +36,7 @@ class Record:
     """The original file's bytes."""
     problem: Problem | None = None
     label: str = ""
-    """One of the task's class names; empty where a teacher labels."""
+    """One of the task's class names, or its fields as compact JSON; empty where a teacher labels."""
     url: str | None = None
     author: str | None = None
     licence: str | None = None
@@ -51,7 +52,7 @@ class Context:
     folder: Path
     """Of the run file; relative paths start here."""
     classes: list[str]
-    """Names of the task's classes, in order."""
+    """Names of the task's classes, in order; none for `extract`."""
     labelled: bool = True
     """Whether the source's labels are used. False: a teacher labels, so records without a label are as good."""
     environment: Environment = field(default_factory=Environment)
@@ -59,6 +60,8 @@ class Context:
     store: Store | None = None
     """For what must be found again by every process (a search's results); None while nothing but `fingerprint` is asked."""
     progress: Progress = field(default_factory=Progress)
+    fields: Mapping[str, ExtractField] = field(default_factory=dict)
+    """Those of an `extract` task, which has no classes."""
 
 
 class SourceReader(ABC):

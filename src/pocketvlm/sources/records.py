@@ -13,6 +13,7 @@ from typing import Any
 
 from pocketvlm.errors import DataError, RunFileError
 from pocketvlm.run_file import RecordsSource
+from pocketvlm.sources.field_labels import field_labels
 from pocketvlm.sources.record import (
     ClassNames,
     Context,
@@ -51,10 +52,21 @@ class Records(SourceReader):
         self._labelled = context.labelled
         self._root = images.resolve()
         self._classes = ClassNames(context.classes)
+        self._fields = field_labels(source.field_columns, context)
+        self._label_column = source.label_column or ("label" if self._fields is None else None)
         self._bytes = path.read_bytes()
         self._rows = _read_rows(source.path, self._bytes)
-        _check_columns(source, self._rows, labelled=self._labelled)
+        _check_columns(source, self._rows, self._label_columns())
         self._rows.sort(key=lambda row: _text(row.fields, "image_id"))
+
+    def _label_columns(self) -> dict[str, str]:
+        """Columns that the label is read from -> the key that names them."""
+        if not self._labelled:
+            return {}
+        if self._label_column is not None:
+            return {self._label_column: "label_column"}
+        assert self._fields is not None, "classes have a column"
+        return dict.fromkeys(self._fields.columns, "field_columns")
 
     def fingerprint(self) -> str:
         names = sorted({_text(row.fields, "image_path") for row in self._rows} - {""})
@@ -71,7 +83,7 @@ class Records(SourceReader):
         if row.fields is None:
             return Record(row.where, problem=Problem("bad_line", f"{row.where}: cannot be read"))
         source_id = _text(row.fields, "image_id") or row.where
-        for column in ("image_id", "image_path", *([self._source.label_column] if self._labelled else [])):
+        for column in ("image_id", "image_path"):
             if not _text(row.fields, column):
                 return Record(source_id, problem=Problem("missing_field", f"{row.where}: {column} is missing or empty"))
         known = self._known(row) if self._labelled else {}
@@ -92,14 +104,25 @@ class Records(SourceReader):
 
     def _known(self, row: Row) -> dict[str, Any] | Problem:
         """Label, reason and confidence of a record, or why they cannot be used."""
-        written = _text(row.fields, self._source.label_column)
-        label = self._classes.match(written)
-        if label is None:
-            return Problem("unknown_label", f"{written[:100]} is not in run.task.classes{self._classes.hint(written[:100])}")
+        label = self._label(row.fields or {})
+        if isinstance(label, Problem):
+            return label
         confidence = _confidence(_text(row.fields, "confidence"))
         if isinstance(confidence, Problem):
             return confidence
         return {"label": label, "reason": _text(row.fields, "reason") or None, "confidence": confidence}
+
+
+    def _label(self, fields: dict[str, Any]) -> str | Problem:
+        if self._fields is not None:
+            column = self._label_column
+            return self._fields.of_cells(fields) if column is None else self._fields.of_cell(column, fields.get(column))
+        assert self._label_column is not None, "classes have a column"
+        if not (written := _text(fields, self._label_column)):
+            return Problem("missing_field", f"{self._label_column} is missing or empty")
+        found = self._classes.match(written)
+        shown = written[:100]
+        return found or Problem("unknown_label", f"{shown} is not in run.task.classes{self._classes.hint(shown)}")
 
 
 def _read_rows(name: str, data: bytes) -> list[Row]:
@@ -146,13 +169,14 @@ def _csv_rows(text: str) -> list[Row]:
     return rows
 
 
-def _check_columns(source: RecordsSource, rows: list[Row], *, labelled: bool) -> None:
-    """Raises when a column that every record needs is in none of them."""
+def _check_columns(source: RecordsSource, rows: list[Row], of_label: dict[str, str]) -> None:
+    """Raises when a column that every record needs is in none of them; `of_label` with the key that names each."""
     columns = sorted({str(column) for row in rows for column in row.fields or ()})
     there = ", ".join(columns)
-    if labelled and source.label_column not in columns:
-        raise RunFileError(f"run.labeller.source.label_column: {source.path} has no column {source.label_column}, "
-                           f"but {there}{hint(source.label_column, columns)}")
+    for column, key in of_label.items():
+        if column not in columns:
+            raise RunFileError(f"run.labeller.source.{key}: {source.path} has no column {column}, but {there}"
+                               f"{hint(column, columns)}")
     for column in ("image_id", "image_path"):
         if column not in columns:
             raise DataError(f"{source.path}: has no column {column}, but {there}; rename the column or add it")

@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ from pocketvlm.stages.labelling.watch import Watch, cost_lines, label_lines
 from pocketvlm.stages.sharing import Piece, Settle
 from pocketvlm.stages.stage import Made, Work
 from pocketvlm.student import variants
+from pocketvlm.student.tasks import TaskKind, kind_of
 from pocketvlm.teacher.question import TeacherQuestion
 
 KIND = "datasets"
@@ -53,9 +55,7 @@ def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
     values: dict[str, Any] = {
         "source": labeller.source.model_dump(mode="json", exclude={"path", "images", "fetch", "lite"}),
         "content": open_source(labeller.source, _context(recipe, folder)).fingerprint(),
-        "classes": list(task.classes),
-        "question": task.question,
-        "answer": task.answer,
+        **_asked(kind_of(task)),
         "canvas_px": device.canvas_px,
         "split": labeller.split.model_dump(mode="json"),
         **{name: getattr(labeller, name) for name in names},
@@ -75,10 +75,16 @@ def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
     return values
 
 
+def _asked(kind: TaskKind) -> dict[str, Any]:
+    """What of the task shapes questions and answers; how they are laid out in a prompt does not concern the dataset."""
+    of_prompts = ("format", "system", "prompt_template")
+    return {key: value for key, value in kind.settings().items() if key not in of_prompts}
+
+
 def make(work: Work) -> Made | None:
     """Writes the Parquet shards and quarantine.jsonl.
 
-    Raises DataError when a class cannot fill every split, TeacherUnavailable and SourceUnavailable to be started again.
+    Raises DataError when the splits cannot be filled, TeacherUnavailable and SourceUnavailable to be started again.
     """
     recipe, labeller = work.recipe, work.recipe.labeller
     _refuse_shared_caps(work)
@@ -101,14 +107,14 @@ def make(work: Work) -> Made | None:
     if corrections and (unknown := corrections.unknown(gathering.tally.seen)):
         work.progress.warn(f"run.labeller.corrections: {unknown} of {len(corrections)} are of images that are not among those "
                            "looked at and usable; they change nothing")  # fmt: skip
-    counts = write_rows(gathering, groups, work)
+    written = write_rows(gathering, groups, work)
     costs = gathering.tally.costs(sum(map(len, groups)), panel.budget.spent_usd) if panel else None
-    for line in [*label_lines(labeller, counts), *(cost_lines(costs) if costs else ())]:
+    for line in [*label_lines(labeller, written["counts"]), *(cost_lines(costs) if costs else ())]:
         work.progress.line(line)
     write_quarantine(work.folder, gathering.quarantine)
     seconds = max(share.seconds for share in shares) + time.perf_counter() - start
     return Made(
-        facts={"counts": counts, **_facts(gathering, groups, recipe)},
+        facts={**written, **_facts(gathering, groups, recipe)},
         measurements={
             "seconds": seconds,
             "images_per_second": gathering.total / seconds,
@@ -135,15 +141,15 @@ def _facts(gathering: Gathering, groups: list[list[int]], recipe: Recipe) -> dic
 
 
 def _context(recipe: Recipe, folder: Path, work: Work | None = None) -> Context:
-    labelled = recipe.labeller.teacher is None
+    known = Context(folder, list(recipe.task.classes), recipe.labeller.teacher is None, fields=recipe.task.fields)
     if work is None:
-        return Context(folder, list(recipe.task.classes), labelled)
-    return Context(folder, list(recipe.task.classes), labelled, work.environment, work.store, work.progress)
+        return known
+    return replace(known, environment=work.environment, store=work.store, progress=work.progress)
 
 
 def _corrections(recipe: Recipe, folder: Path) -> Corrections | None:
     path = recipe.labeller.corrections
-    return None if path is None else read_corrections(folder / path, list(recipe.task.classes))
+    return None if path is None else read_corrections(folder / path, list(recipe.task.classes), recipe.task.fields)
 
 
 def _refuse_shared_caps(work: Work) -> None:

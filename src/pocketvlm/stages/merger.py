@@ -49,7 +49,7 @@ def make(work: Work) -> Made:
 
     torch.set_num_threads(work.environment.thread_count())
     clock = time.monotonic()
-    source = base.fetch_base(work.recipe, work.recipe_folder, work.scratch, work.environment)
+    source = base.fetch_base(work.recipe, work.recipe_folder, work.scratch, work.environment, work.store)
     learnt = work.fetch("trainer")
     training = read_training(learnt)
     geometry = read_geometry(source)
@@ -140,7 +140,8 @@ class _Probe:
         sight = geometry.family.eye(geometry, device, source).look(noise)
         tokenizer = load_tokenizer(source)
         encoder = PromptEncoder(tokenizer, geometry, work.recipe.task)
-        special = set(tokenizer.all_special_ids)
+        # Not `all_special_ids`: those are the named ones, and an image token more would want features of its own.
+        special = set(tokenizer.added_tokens_decoder)
         plain = [number for number in range(len(tokenizer)) if number not in special]
         ids = [*encoder.image(sight.layout), *draw.choice(plain, PROBE_TOKENS).tolist()]
         self._family, self._ids_BS = geometry.family, torch.tensor([ids])

@@ -102,7 +102,7 @@ class PromptEncoder:
         return [list(ids) for ids in self._around(self.shipped)]
 
     def prompt(self, layout: Hashable, question: str | None = None) -> list[int]:
-        """ids_S of the whole prompt; equals what llama-server counts as prompt tokens. `question`: another than the shipped one."""
+        """ids_S of the whole prompt, as llama-server counts them. `question`: another than the shipped one."""
         before, after = self._around(self._text(question))
         return [*before, *self.image(layout), *after]
 

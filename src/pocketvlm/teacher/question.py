@@ -80,6 +80,7 @@ class TeacherQuestion:
             "format": FORMAT, "prompt": self.prompt_sha256, "schema": self.schema_sha256, "model": teacher.model,
             "base_url": self.base_url, "temperature": teacher.temperature, "seed": teacher.seed,
             "max_answer_tokens": teacher.max_answer_tokens, "detail": teacher.detail, "structure": teacher.structure,
+            **({"limits": limits} if (limits := self._answers.limits()) else {}),
         }  # fmt: skip
 
     def description(self) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from pocketvlm.run_file import ExtractField, Task
 from pocketvlm.teacher.answers import NONE
 
 TEXT_CHARACTERS = 2000
-"""Longest text that is kept of an answer; the rest is cut."""
+"""Longest text that is kept of an answer; the rest is cut, but an answer with a longer field of the task is not used."""
 LIST_ITEMS = 50
 ITEM_CHARACTERS = 200
+"""The same of a list's texts."""
 ANSWER_CHARACTERS = 100_000
 """A longer answer is not read at all."""
 
@@ -49,6 +50,7 @@ class AnswerSchema:
     def __init__(self, task: Task) -> None:
         """Raises RunFileError for a class or field whose name is taken."""
         self._labels = {name.casefold(): name for name in [*task.classes, NONE]}
+        self._fields = task.fields
         self._classify = task.kind == "classify"
         self._model = _classify_model(task) if self._classify else _extract_model(task)
         defs = (raw := self._model.model_json_schema(by_alias=True)).pop("$defs", {})
@@ -73,7 +75,29 @@ class AnswerSchema:
             return f"the answer is not valid JSON: {error}"
         if not isinstance(found, dict):
             return "the answer is not a JSON object"
+        if long := self._too_much(found):
+            return long
         return self._validated(_clean(found))
+
+    def limits(self) -> dict[str, dict[str, int]]:
+        """What the fields of the task may hold at most, where the run file says it: part of what is asked."""
+        keys = {"max_length", "max_items"}
+        found = {name: field.model_dump(include=keys, exclude_none=True) for name, field in self._fields.items()}
+        return {name: limits for name, limits in found.items() if limits}
+
+    def _too_much(self, found: Mapping[str, Any]) -> str | None:
+        """What of a field is longer than it may be. A label is never cut: half of one is wrong."""
+        for name, field in self._fields.items():
+            value = found.get(name)
+            items = value if isinstance(value, list) else [value]
+            most = field.max_items or LIST_ITEMS
+            if isinstance(value, list) and len(items) > most:
+                return f"{name} has {len(items)} texts and may have {most}"
+            characters = field.max_length or (ITEM_CHARACTERS if field.type == "list" else TEXT_CHARACTERS)
+            for item in items:
+                if isinstance(item, str) and len(text := clean_text(item, ANSWER_CHARACTERS)) > characters:
+                    return f"{name} has a text of {len(text)} characters and may have {characters}"
+        return None
 
     def _validated(self, found: dict[str, Any]) -> dict[str, Any] | str:
         found = _known(found, self.schema)
@@ -106,7 +130,7 @@ def _classify_model(task: Task) -> type[BaseModel]:
 
 
 def _extract_model(task: Task) -> type[BaseModel]:
-    """Fields have names of strangers (`json`, `_a`), so pydantic knows them by number and the teacher by alias."""
+    """Fields have names of strangers (`json`, `model_dump`), so pydantic knows them by number and the teacher by alias."""
     for name in task.fields:
         if name in ("reason", "confidence"):
             raise RunFileError(f"run.task.fields.{name}: every answer has its own {name}; name this field otherwise")

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pocketvlm.run_file import Trainer
-from pocketvlm.stages.training.batches import LengthGroupedBatches
+from pocketvlm.stages.training.batches import Order, micro_batches
 from pocketvlm.stages.training.plan import plan_phases
 from pocketvlm.stages.training.spool import Spool
 
 
-def batches(lengths: list[int], *, epoch: int = 0, micro: int = 4, seed: int = 0) -> list[list[int]]:
-    sampler = LengthGroupedBatches(lengths, batch_size=8, micro_batch_size=micro, seed=(seed, 0))
-    sampler.set_epoch(epoch)
-    assert len(list(sampler)) == len(sampler)
-    return list(sampler)
+def batches(lengths: list[int], *, epoch: int = 0, seed: int = 0, **more: Any) -> list[list[int]]:
+    order = Order(lengths, batch_size=8, seed=(seed, 0), **more)
+    first = epoch * order.steps_per_epoch + 1
+    return [order.of_step(step) for step in range(first, first + order.steps_per_epoch)]
 
 
 def test_every_sample_comes_once_an_epoch_and_the_smaller_batch_last() -> None:
     got = batches([1] * 43)
     assert sorted(number for batch in got for number in batch) == list(range(43))
-    assert [len(batch) for batch in got] == [4] * 10 + [3]
+    assert [len(batch) for batch in got] == [8] * 5 + [3]
+    assert [len(part) for part in micro_batches(got[0], 3)] == [3, 3, 2]
+    assert [number for part in micro_batches(got[0], 3) for number in part] == got[0]
 
 
 def test_order_follows_from_seed_and_epoch_alone() -> None:
@@ -35,7 +37,7 @@ def test_order_follows_from_seed_and_epoch_alone() -> None:
 
 def test_near_equal_lengths_are_together() -> None:
     lengths = [(i * 37) % 100 for i in range(64)]
-    spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches(lengths, micro=8)]
+    spread = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches(lengths)]
     assert max(spread) <= 15, "64 lengths up to 99, in sorted batches of 8"
 
 
@@ -60,3 +62,28 @@ def test_tensor_above_the_budget_lies_in_a_file_and_is_the_same(tmp_path: Path, 
     assert torch.equal(small.finish(), expected) and torch.equal(large.finish(), expected)
     assert not (tmp_path / "small").exists()
     assert (tmp_path / "large").stat().st_size == expected.nbytes
+
+
+def test_balanced_classes_come_equally_often_and_none_of_their_samples_twice_more_than_another() -> None:
+    classes = ["rare"] * 5 + ["common"] * 38
+    for epoch in (0, 1):
+        drawn = [number for batch in batches([1] * 43, epoch=epoch, classes=classes) for number in batch]
+        assert len(drawn) == 43, "an epoch is as long as the split"
+        rare = [number for number in drawn if number < 5]
+        assert len(rare) in (21, 22)
+        counts = [rare.count(number) for number in range(5)]
+        assert max(counts) - min(counts) <= 1
+        assert len(set(drawn) - set(rare)) == 43 - len(rare), "no frequent one twice"
+    assert batches([1] * 43, classes=classes) == batches([1] * 43, classes=classes)
+
+
+def test_every_image_is_seen_in_each_of_its_looks_before_one_comes_again() -> None:
+    # 10 images with two samples each, and 3 looks: numbers go up to 60.
+    images = [number // 2 for number in range(20)]
+    seen: dict[int, list[int]] = {sample: [] for sample in range(20)}
+    for epoch in range(6):
+        for number in (number for batch in batches([1] * 20, epoch=epoch, images=images, looks=3) for number in batch):
+            seen[number % 20].append(number // 20)
+    assert all(sorted(looks[:3]) == sorted(looks[3:]) == [0, 1, 2] for looks in seen.values())
+    assert all(seen[sample] == seen[sample + 1] for sample in range(0, 20, 2)), "samples of an image share its look"
+    assert len({tuple(looks) for looks in seen.values()}) > 1, "not all images in the same order"

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from pocketvlm.stages.training.features import TILES_AT_ONCE, Features, tower
+from pocketvlm.stages.training.features import TILES_AT_ONCE, Features
 from pocketvlm.stages.training.samples import Samples
 from pocketvlm.student.checkpoint import load_model
+from pocketvlm.student.families import FAMILIES
 from pocketvlm.student.tiny import build_tiny
+
+FAMILY = FAMILIES["SmolVLMForConditionalGeneration"]
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +37,15 @@ def test_the_tower_never_sees_all_tiles_of_many_images_at_once(model: Any) -> No
         lambda _, args, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
     many = samples(images=5, tiles=7)
-    features_FTC = Features(many, torch.device("cpu"), None).of(model, [4, 0, 2, 1])
+    features_FTC = Features(many, FAMILY, torch.device("cpu"), None).of(model, [4, 0, 2, 1])
     handle.remove()
     assert seen == [TILES_AT_ONCE, 28 - TILES_AT_ONCE] and not features_FTC.requires_grad
     with torch.no_grad():
-        expected = [tower(model, many.tiles_NHWC[7 * image : 7 * image + 7]) for image in (4, 0, 2, 1)]
+        expected = [FAMILY.features(model, many.tiles[7 * image : 7 * image + 7]) for image in (4, 0, 2, 1)]
     torch.testing.assert_close(features_FTC, torch.cat(expected))
 
 
 def test_features_that_are_kept_are_taken_as_they_are(model: Any, tmp_path: Path) -> None:
     many = samples(images=3, tiles=2)
     kept = torch.arange(6.0).reshape(6, 1, 1)
-    assert Features(many, torch.device("cpu"), kept).of(model, [2, 0]).flatten().tolist() == [4, 5, 0, 1]
+    assert Features(many, FAMILY, torch.device("cpu"), kept).of(model, [2, 0]).flatten().tolist() == [4, 5, 0, 1]

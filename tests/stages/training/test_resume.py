@@ -46,7 +46,7 @@ class AtStep(Progress):
         super().__init__()
         self._step, self._deed = step, deed
 
-    def step(self, done: int, total: int, unit: str, **numbers: float | str) -> None:
+    def step(self, done: int, total: int, unit: str, **numbers: Any) -> None:
         super().step(done, total, unit, **numbers)
         if unit == "steps" and done == self._step:
             self._deed()

@@ -20,19 +20,20 @@ from pocketvlm.environment import Environment
 from pocketvlm.progress import Progress
 from pocketvlm.run_file import Task, check_run_file
 from pocketvlm.stages.stage import run_stage
-from pocketvlm.stages.training.batches import LengthGroupedBatches, Loader
+from pocketvlm.stages.training.batches import Order
 from pocketvlm.stages.training.features import Features, compute
 from pocketvlm.stages.training.learner import Learner
 from pocketvlm.stages.training.samples import Samples, read_samples
 from pocketvlm.stages.training.spool import Spool
 from pocketvlm.student.checkpoint import load_model, load_tokenizer
-from pocketvlm.student.families import read_geometry
-from pocketvlm.student.prompt import END, IGNORE, MEDIA, PromptEncoder, prompt_text
-from pocketvlm.student.scoring import Layout
+from pocketvlm.student.families import FAMILIES, MEDIA, read_geometry
+from pocketvlm.student.families.idefics3 import END, TileEye
+from pocketvlm.student.prompt import IGNORE, PromptEncoder
 from pocketvlm.student.tiny import TILE_PX, build_tiny
 from pocketvlm.student.variants import variants
 
 CPU = torch.device("cpu")
+FAMILY = FAMILIES["SmolVLMForConditionalGeneration"]
 TASK = Task.model_validate({
     "classes": [{"leaf": "a green leaf"}, {"stone": "a grey stone"}], "question": "Which?", "questions_per_image": 2,
     "questions": [
@@ -57,7 +58,7 @@ def tokenizer(tiny: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def encoder(tiny: Path, tokenizer: Any) -> PromptEncoder:
-    return PromptEncoder(tokenizer, prompt=prompt_text(TASK), tokens_per_tile=read_geometry(tiny).tokens_per_tile)
+    return PromptEncoder(tokenizer, read_geometry(tiny), TASK)
 
 
 def row(number: int, split: str) -> Row:
@@ -90,7 +91,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(dataset: Path, split: str, encoder: PromptEncoder, scratch: Path) -> Samples:
-    return read_samples(dataset, split, encoder, Layout(TILE_PX, 2 * TILE_PX), spool=Spool(scratch / split), threads=2,
+    eye = TileEye(TILE_PX, 2 * TILE_PX)
+    return read_samples(dataset, split, encoder, eye, spool=Spool(scratch / split), threads=2,
                         check=lambda: None)  # fmt: skip
 
 
@@ -149,7 +151,7 @@ def test_validation_asks_the_shipped_question_only(validation: Samples, tokenize
 
 
 def test_tiles_are_kept_once_for_each_image(train: Samples, validation: Samples) -> None:
-    assert torch.equal(train.tiles_NHWC, validation.tiles_NHWC)
+    assert torch.equal(train.tiles, validation.tiles)
     assert train.first == validation.first and train.places == validation.places
     # A square of 2x2 tiles and its overview, or a wide image of 1x2 and its overview.
     assert [end - start for start, end in zip(train.first, train.first[1:], strict=False)] == [5, 3] * (IMAGES // 2)
@@ -170,32 +172,33 @@ def test_a_frozen_tower_sees_each_tile_once_however_many_samples_there_are(train
     handle = model.model.vision_model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
-    rows = compute(model, train.tiles_NHWC, CPU, Spool(tmp_path / "features"), lambda done, total: None)
-    batches = LengthGroupedBatches(train.lengths, batch_size=4, micro_batch_size=2, seed=(0, 0))
-    learner = Learner(model, int(model.config.image_token_id), "fp32")
+    rows = compute(FAMILY, model, train.tiles, CPU, Spool(tmp_path / "features"), lambda done, total: None)
+    order, kept = Order(train.lengths, batch_size=4, seed=(0, 0)), Features(train, FAMILY, CPU, rows)
+    learner = Learner(model, FAMILY, "fp32")
     samples = 0
-    for batch in Loader(train, Features(train, CPU, rows), batches):
-        assert "tiles_FHWC" not in batch
+    for step in range(1, order.steps_per_epoch + 1):
+        batch = kept.batch(order.of_step(step))
+        assert "tiles" not in batch
         samples += len(batch["ids_BS"])
         learner(**batch).backward()
     handle.remove()
     assert samples == 3 * IMAGES, "an epoch is all pairs"
-    assert sum(seen) == len(train.tiles_NHWC) == 4 * IMAGES
+    assert sum(seen) == len(train.tiles) == 4 * IMAGES
 
 
 def test_a_tower_that_learns_sees_the_image_of_a_batch_once(train: Samples, tiny: Path) -> None:
     model = load_model(tiny)
-    learner = Learner(model, int(model.config.image_token_id), "fp32")
-    features = Features(train, CPU, None)
+    learner = Learner(model, FAMILY, "fp32")
+    features = Features(train, FAMILY, CPU, None)
     together = features.batch([0, 3, 1, 2])
-    assert len(together["tiles_FHWC"]) == 5 + 3 and len(together["layout"]) == 5 + 3 + 5 + 5
+    assert len(together["tiles"]) == 5 + 3 and len(together["layout"]) == 5 + 3 + 5 + 5
     with torch.no_grad():
         alone = sum(float(learner(**features.batch([sample]))) for sample in (0, 3, 1, 2))
         assert float(learner(**together)) == pytest.approx(alone, rel=1e-5)
 
 
 def test_samples_of_one_image_are_scored_on_the_same_features(train: Samples, tiny: Path) -> None:
-    features = Features(train, CPU, None)
+    features = Features(train, FAMILY, CPU, None)
     numbers = [4, 0, 5]
     encoded = features.encoded(numbers, features.of(load_model(tiny), numbers))
     assert [len(image.features_NTC) for image in encoded] == [3, 5, 3]

@@ -7,18 +7,22 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pocketvlm.artifacts.checkpoint_layout import Validation
 from pocketvlm.errors import UserError
 from pocketvlm.progress import Progress
 from pocketvlm.stages import trainer as stage
+from pocketvlm.stages.stage import run_stage
 from pocketvlm.stages.training.trackers import open_trackers
 from pocketvlm.student.adapters import apply_phase
 from pocketvlm.student.checkpoint import load_model
@@ -291,3 +295,106 @@ def test_tensorboard_lies_beside_the_run_and_changes_nothing(bench: Any) -> None
     keys = [stored.key for stored in bench.store("other").list("runs/") if "tfevents" in stored.key]
     assert len(keys) == 1 and "/tensorboard/phase-0/" in keys[0]
     assert not [stored for stored in bench.store("store").list("runs/") if "tfevents" in stored.key]
+
+
+def test_a_phase_ends_early_where_its_validations_stop_getting_better(bench: Any) -> None:
+    still = {**FULL, "train": ["text"], "epochs": 40, "learning_rate": 1e-12, "schedule": "constant"}
+    trained = bench.train(phases=[still, {**LORA, "train": ["text"]}], early_stop={"patience": 2, "min_gain": 0.5})
+    first, second = trained.training.phases
+    assert first.steps == 15, "three epochs of five steps: one validation is the best, and two wait"
+    assert second.steps == 3
+    assert [point.step for point in trained.curve if point.phase == 0][-1] == 15
+
+
+def test_memory_that_does_not_do_halves_the_passes_and_teaches_the_same(bench: Any) -> None:
+    phases = [{**LORA, "train": ["text"], "epochs": 1, "dropout": 0.0}]
+    whole = bench.train("whole", phases=phases, batch_size=12, precision="fp32")
+    shown = io.StringIO()
+    with memory_for(samples=3):
+        small = bench.train("small", phases=phases, batch_size=12, precision="fp32", progress=Progress(stream=shown))
+    assert whole.artifact.id == small.artifact.id
+    assert "out of memory: passes of 6 samples" in shown.getvalue() and "out of memory: passes of 3 samples" in shown.getvalue()
+    assert small.artifact.measurements()["micro_batch_size"] is None, "the next phase starts anew"
+    assert [point.step for point in small.curve] == [1, 2, 3, 4], "the effective batch is the same"
+    for a, b in zip(whole.curve, small.curve, strict=True):
+        assert a.loss == pytest.approx(b.loss, abs=1e-5)
+
+
+def test_a_single_sample_that_does_not_fit_is_said_with_what_to_do(bench: Any) -> None:
+    with memory_for(samples=0), pytest.raises(UserError, match=r"a single sample does not fit .* gradient_checkpointing: true"):
+        bench.train(phases=[{**LORA, "train": ["text"]}])
+
+
+@contextmanager
+def memory_for(samples: int) -> Iterator[None]:
+    """A device whose memory does for passes of so many samples: torch's own error comes where theirs would."""
+
+    def refuse(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if type(module).__name__ == "LlamaModel" and module.training and len(kwargs["inputs_embeds"]) > samples:
+            raise torch.OutOfMemoryError("CUDA out of memory (planted)")
+
+    handles: list[Any] = []
+
+    def of_every_model(module: torch.nn.Module, args: Any) -> None:
+        if type(module).__name__ == "LlamaModel" and not getattr(module, "planted", False):
+            module.planted = True  # type: ignore[assignment]
+            handles.append(module.register_forward_pre_hook(refuse, with_kwargs=True))
+
+    first = register_module_forward_pre_hook(of_every_model)
+    try:
+        yield
+    finally:
+        for handle in (first, *handles):
+            handle.remove()
+
+
+def test_activations_that_are_computed_again_change_no_bit(bench: Any) -> None:
+    phases = [{**LORA, "train": ["vision", "text"], "dropout": 0.2}]
+    plain = bench.train("plain", phases=phases)
+    again = bench.train("again", phases=phases, gradient_checkpointing=True)
+    assert plain.bytes == again.bytes
+
+
+def test_variants_of_images_train_and_validation_sees_none_of_them(bench: Any) -> None:
+    phases = [{**FULL, "train": ["connector", "text"], "epochs": 2}]
+    shown = io.StringIO()
+    plain = bench.train("plain", phases=phases)
+    varied = bench.train("varied", phases=phases, augment={"variants": 2, "turned": 0}, progress=Progress(stream=shown))
+    assert "40 images train in 3 looks each" in shown.getvalue()
+    assert plain.training.images == varied.training.images and len(plain.curve) == len(varied.curve)
+    assert [a.loss for a in plain.curve] != [b.loss for b in varied.curve]
+
+
+def test_variants_are_the_same_with_kept_features_and_with_computed_ones(bench: Any) -> None:
+    phase = {**FULL, "epochs": 1}
+    kept = bench.train(phases=[{**phase, "train": ["connector", "text"]}], max_grad_norm=1e9, augment={"variants": 2})
+    computed = bench.train(
+        phases=[{**phase, "train": ["vision", "connector", "text"], "part_learning_rates": {"vision": 0.0}}],
+        max_grad_norm=1e9, augment={"variants": 2},
+    )  # fmt: skip
+    for a, b in zip(kept.curve, computed.curve, strict=True):
+        assert a.loss == pytest.approx(b.loss, abs=1e-4)
+
+
+def test_a_base_of_few_bits_is_refused_where_there_is_no_cuda(bench: Any) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA")
+    with pytest.raises(UserError, match=r"run\.trainer\.base_bits: 4 bits are made by kernels for CUDA, .* runs on cpu; use 16"):
+        bench.train(phases=[LORA], base_bits=4)
+
+
+def test_weights_that_learn_whole_beside_adapters_are_trained_and_merged(bench: Any, base: Path) -> None:
+    trained = bench.train(phases=[{**LORA, "train": ["text"], "full": ["lm_head", "embed_tokens"]}])
+    whole = {"lm_head.weight", "model.text_model.embed_tokens.weight"}
+    assert changed(base, trained) == trained.training.changed == names(base, "text", linear=True) | whole
+
+
+def test_the_phone_must_be_able_to_write_the_longest_answer(bench: Any) -> None:
+    path = bench.run_file(phases=[LORA])
+    data = yaml.safe_load(path.read_text())
+    data["run"]["device"]["max_new_tokens"] = 1
+    path.write_text(yaml.safe_dump(data))
+    store = bench.store("store")
+    bench.label(path, store)
+    with pytest.raises(UserError, match=r"max_new_tokens: 1 is too small for the longest answer .* takes \d+ tokens .* at least"):
+        run_stage("trainer", bench.read(path), store, bench.environment(), Progress())

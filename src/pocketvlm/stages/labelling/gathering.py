@@ -9,12 +9,13 @@ from pathlib import Path
 
 from pocketvlm.artifacts.corrections import Corrections
 from pocketvlm.artifacts.dataset import Quarantined
-from pocketvlm.run_file import Labeller, Recipe
+from pocketvlm.run_file import Recipe
 from pocketvlm.sources.record import Record
 from pocketvlm.stages.labelling.pieces import Kept, Spool, read_share
 from pocketvlm.stages.labelling.tally import Tally
 from pocketvlm.stages.labelling.verdict import Judge, Verdict
 from pocketvlm.stages.sharing import Share
+from pocketvlm.student.tasks import kind_of
 from pocketvlm.teacher.answers import Panel
 
 
@@ -22,7 +23,7 @@ class Selection:
     """Decides, image by image in the order of the source, which are kept: sound, new, with a label, in a class with room."""
 
     def __init__(self, recipe: Recipe, corrections: Corrections | None) -> None:
-        self._judge = Judge(recipe.labeller, list(recipe.task.classes), corrections)
+        self._judge = Judge(recipe.labeller, kind_of(recipe.task), corrections)
         self._per_class = recipe.labeller.per_class
         self._seen: set[str] = set()
         self.counts: Counter[str] = Counter(dict.fromkeys(recipe.task.classes, 0))
@@ -74,7 +75,7 @@ class Enough:
 class Gathering:
     """Usable images once, further records of the same bytes by index, and what was refused."""
 
-    def __init__(self, labeller: Labeller, selection: Selection) -> None:
+    def __init__(self, recipe: Recipe, selection: Selection) -> None:
         self._selection = selection
         self._index_of: dict[str, int] = {}
         self.spool = Spool()
@@ -82,7 +83,7 @@ class Gathering:
         """Of the images in the spool."""
         self.repeats: dict[int, list[Record]] = {}
         self.quarantine: list[Quarantined] = []
-        self.tally = Tally(labeller)
+        self.tally = Tally(recipe.labeller, kind_of(recipe.task))
         self.total = 0
 
     def add(self, items: Iterable[Kept | Quarantined]) -> None:
@@ -115,7 +116,7 @@ class Gathering:
 
 def gather(shares: Sequence[Share], total: int, recipe: Recipe, corrections: Corrections | None) -> Gathering:
     """All records in the source's order. `total` of them were dealt to shares; a single share may have ended before."""
-    gathering = Gathering(recipe.labeller, Selection(recipe, corrections))
+    gathering = Gathering(recipe, Selection(recipe, corrections))
     readers = [read_share(share.folders) for share in shares]
     if len(readers) == 1:
         gathering.add(readers[0])

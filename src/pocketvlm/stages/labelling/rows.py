@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,15 @@ from pocketvlm.artifacts.dataset import SPLITS, Quarantined, Row, write_split
 from pocketvlm.errors import DataError
 from pocketvlm.run_file import Recipe
 from pocketvlm.stages.labelling.copies import group_copies
+from pocketvlm.stages.labelling.field_facts import field_facts, strata
 from pocketvlm.stages.labelling.gathering import Gathering
 from pocketvlm.stages.labelling.split import assign_splits, order_key
 from pocketvlm.stages.stage import Work
+from pocketvlm.student.tasks import TaskKind, kind_of
 from pocketvlm.student.variants import variants
+
+LONGEST = 16
+"""Answers that the dataset remembers by their characters, so that `plan` can count the tokens of the longest."""
 
 
 def sort_out(gathering: Gathering, recipe: Recipe) -> tuple[list[list[int]], list[Quarantined]]:
@@ -33,11 +39,11 @@ def sort_out(gathering: Gathering, recipe: Recipe) -> tuple[list[list[int]], lis
     refused = []
     for index, (first, *again) in enumerate(records):
         if len(labels[index]) > 1:
-            detail = f"{len(again) + 1} files of the same bytes are labelled {', '.join(labels[index])}"
+            detail = f"{len(again) + 1} files of the same bytes are labelled {_shown(labels[index])}"
             refused += [Quarantined(record.source_id, "contradicting_labels", detail) for record in (first, *again)]
         elif index in contradicts:
             other = contradicts[index]
-            detail = f"its copy {spool.records[other].source_id} is labelled {', '.join(labels[other])}"
+            detail = f"its copy {spool.records[other].source_id} is labelled {_shown(labels[other])}"
             refused += [Quarantined(record.source_id, "contradicting_labels", detail) for record in (first, *again)]
         else:
             detail = f"same bytes as {first.source_id}"
@@ -53,10 +59,12 @@ def _balanced(gathering: Gathering, sound: Sequence[int], recipe: Recipe) -> tup
     """The first images of each class, at most `balance` times as many as the smallest class has, and those beyond."""
     labels = [record.label for record in gathering.spool.records]
     balance = recipe.labeller.balance
+    if balance is None:
+        return list(sound), []
     counts = Counter(dict.fromkeys(recipe.task.classes, 0) | Counter(labels[index] for index in sound))
     smallest = min(counts, key=lambda name: counts[name])
     # Where a class cannot be split at all, that is the error to tell. Rounded: 1.15 times 100 is a little less than 115.
-    most = None if balance is None or counts[smallest] < len(SPLITS) else int(round(balance * counts[smallest], 6))
+    most = None if counts[smallest] < len(SPLITS) else int(round(balance * counts[smallest], 6))
     kept, too_many = [], []
     seen: Counter[str] = Counter()
     for index in sound:
@@ -69,27 +77,54 @@ def _balanced(gathering: Gathering, sound: Sequence[int], recipe: Recipe) -> tup
     return kept, too_many
 
 
-def write_rows(gathering: Gathering, groups: list[list[int]], work: Work) -> dict[str, dict[str, int]]:
+def _shown(labels: Sequence[str]) -> str:
+    return ", ".join(label if len(label) <= 200 else f"{label[:200]}..." for label in labels)
+
+
+def write_rows(gathering: Gathering, groups: list[list[int]], work: Work) -> dict[str, Any]:
     """Writes the splits, in the order of their keys, so that no reader meets the classes one after the other.
 
-    Returns images by split and class. Raises DataError when a class cannot fill every split.
+    Returns facts: `counts` of images by split and class, and of a task with fields their values. Raises DataError when a class
+    cannot fill every split.
     """
-    spool, recipe, classes = gathering.spool, work.recipe, list(work.recipe.task.classes)
-    labels = [record.label for record in spool.records]
+    spool, recipe, kind = gathering.spool, work.recipe, kind_of(work.recipe.task)
     try:
-        splits = assign_splits(groups, spool.shas, labels, classes, recipe.labeller.split)
+        splits = assign_splits(groups, spool.shas, *_strata(gathering, groups, kind), recipe.labeller.split)
     except DataError as error:
         counts = dict(sorted(Counter(item.reason for item in gathering.quarantine).items()))
         raise DataError(f"{error}; in quarantine: {counts or 'nothing'}") from error
-    counts_by_split = {}
+    labels: dict[str, list[str]] = {}
+    answers: set[str] = set()
     for split in SPLITS:
         chosen = [index for index in range(len(spool)) if splits[index] == split]
         chosen.sort(key=lambda index: order_key(recipe.labeller.split.seed, spool.shas[index]))
         rows = [_row(gathering, index, split, recipe) for index in chosen]
         sizes = [spool.png_sizes[index] for index in chosen]
-        write_split(work.folder, split, rows, sizes, map(spool.png, chosen), classes)
-        counts_by_split[split] = {name: sum(row.label == name for row in rows) for name in classes}
-    return counts_by_split
+        write_split(work.folder, split, rows, sizes, map(spool.png, chosen), kind.classes)
+        labels[split] = [row.label for row in rows]
+        answers.update(row.answer for row in rows)
+    fields = field_facts(kind, labels)
+    facts: dict[str, Any] = {"counts": {split: _counts(own, kind) for split, own in labels.items()}}
+    if not kind.closed:
+        facts["longest_answers"] = sorted(answers, key=lambda text: (-len(text), text))[:LONGEST]
+    return {**facts, **({"fields": fields} if fields else {})}
+
+
+def _strata(gathering: Gathering, groups: list[list[int]], kind: TaskKind) -> tuple[list[str], list[str]]:
+    """What each image is to the split, and what of that every split must have."""
+    labels = [record.label for record in gathering.spool.records]
+    if kind.classes:
+        return labels, kind.classes
+    if len(groups) < len(SPLITS):
+        raise DataError(f"{sum(map(len, groups))} usable images, {len(groups)} of them different; train, validation and test "
+                        "need one each; add images")  # fmt: skip
+    own = strata(labels, groups, kind, least=len(SPLITS))
+    return own, sorted({own[index] for group in groups for index in group})
+
+
+def _counts(labels: Sequence[str], kind: TaskKind) -> dict[str, int]:
+    """Images by class; as `images` where there are no classes."""
+    return {name: labels.count(name) for name in kind.classes} or {"images": len(labels)}
 
 
 def _row(gathering: Gathering, index: int, split: str, recipe: Recipe) -> Row:
@@ -97,7 +132,7 @@ def _row(gathering: Gathering, index: int, split: str, recipe: Recipe) -> Row:
     record, sha256 = spool.records[index], spool.shas[index]
     return Row(
         label=record.label,
-        answer=record.label,
+        answer=verdict.answer,
         question=recipe.task.question,
         variants=variants(recipe.task, sha256, record.label) if split == "train" else [],
         sha256=sha256,

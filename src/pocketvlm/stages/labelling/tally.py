@@ -7,9 +7,11 @@ from typing import Any
 
 from pocketvlm.artifacts.corrections import accuracy_of
 from pocketvlm.run_file import Labeller, Teacher
+from pocketvlm.stages.labelling.field_facts import Agreement
 from pocketvlm.stages.labelling.pieces import Kept
 from pocketvlm.stages.labelling.verdict import Verdict
-from pocketvlm.teacher.answers import Outcome
+from pocketvlm.student.tasks import TaskKind
+from pocketvlm.teacher.answers import NONE, Outcome
 from pocketvlm.teacher.budget import cost_usd
 
 
@@ -51,9 +53,12 @@ class _Sheet:
 class Tally:
     """Counts as verdicts come."""
 
-    def __init__(self, labeller: Labeller) -> None:
+    def __init__(self, labeller: Labeller, kind: TaskKind) -> None:
         teachers = labeller.teachers
         self._sheets = [_Sheet(teacher) for teacher in teachers]
+        self._closed = bool(kind.classes)
+        """Whether labels are few: then it is counted which is taken for which."""
+        self._by_field, self._opinion_by_field, self._checked_by_field = Agreement(kind), Agreement(kind), Agreement(kind)
         self._agreements: list[float] = []
         self._pairs: Counter[tuple[str, str]] = Counter()
         self._checked: list[tuple[str | None, str]] = []
@@ -73,10 +78,16 @@ class Tally:
         self.seen.add(item.sha256)
         if verdict.agreement is not None:
             self._agreements.append(verdict.agreement)
-        if len(verdict.by_teacher) == 2 and verdict.by_teacher[0] and verdict.by_teacher[1]:
-            self._pairs[verdict.by_teacher[0], verdict.by_teacher[1]] += 1
+            if verdict.by_machine is not None and verdict.said:
+                self._by_field.add(verdict.by_machine, verdict.said)
+        first, second = verdict.by_teacher if len(verdict.by_teacher) == 2 else (None, None)
+        if first and second:
+            self._pairs[first, second] += 1
+            self._opinion_by_field.add(first, [second])
         if verdict.by_person is not None:
             self._checked.append((verdict.by_machine, verdict.by_person))
+            if verdict.by_machine is not None and verdict.by_person != NONE:
+                self._checked_by_field.add(verdict.by_person, [verdict.by_machine])
 
     def facts(self) -> dict[str, Any]:
         """What is equal for equal answers; empty without teacher and corrections."""
@@ -85,14 +96,19 @@ class Tally:
             facts["teachers"] = [sheet.facts() for sheet in self._sheets]
             if self._agreements and sum(sheet.votes for sheet in self._sheets) > 1:  # one vote always agrees
                 facts["agreement"] = round(sum(self._agreements) / len(self._agreements), 6)
+                facts |= _named("field_agreement", self._by_field)
         if len(self._sheets) == 2:
             facts["second_opinion"] = {
                 "images": sum(self._pairs.values()),
                 "equal": sum(count for (first, second), count in self._pairs.items() if first == second),
+                **_named("fields", self._opinion_by_field),
                 "confusion": [[first, second, count] for (first, second), count in sorted(self._pairs.items())],
             }
         if self._checked:
-            facts["corrections"] = accuracy_of(self._checked)
+            facts["corrections"] = accuracy_of(self._checked) | _named("fields", self._checked_by_field)
+        if not self._closed:  # nearly every label would have a row of its own
+            for name in ("second_opinion", "corrections"):
+                facts.get(name, {}).pop("confusion", None)
         return facts
 
     def costs(self, kept: int, asked_usd: float) -> dict[str, Any]:
@@ -106,3 +122,8 @@ class Tally:
             "teachers": [sheet.costs() for sheet in self._sheets], "usd": total,
             "usd_per_kept_label": None if total is None or not kept else round(total / kept, 8),
         }  # fmt: skip
+
+
+def _named(name: str, agreement: Agreement) -> dict[str, dict[str, float]]:
+    facts = agreement.facts()
+    return {name: facts} if facts else {}

@@ -88,7 +88,7 @@ class Watch:
 
 
 def label_lines(labeller: Labeller, counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """How many images each class got; `counts` by split and class."""
+    """How many images each class got; `counts` by split and class, or by split as `images` where there are no classes."""
     by_class: Counter[str] = Counter()
     for of_split in counts.values():
         by_class.update(of_split)

@@ -1,4 +1,4 @@
-"""The module that the HF Trainer sees: the student, from a batch to its summed loss. Shapes as in student/forward.py."""
+"""The student as a learner: from a batch to its summed loss. Shapes as in student/forward.py."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pocketvlm.stages.training.features import tower
 from pocketvlm.student import forward
+from pocketvlm.student.families import Family
+from pocketvlm.student.prompt import IGNORE
 
 Precision = Literal["bf16", "fp32"]
-
-
-def choose_device() -> torch.device:
-    """CUDA if there is any, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def choose_precision(asked: str, device: torch.device) -> Precision:
@@ -32,18 +28,19 @@ def choose_precision(asked: str, device: torch.device) -> Precision:
 class Learner(nn.Module):
     """The student with its loss. What learns is fp32, what is frozen is held in the precision of the arithmetic."""
 
-    accepts_loss_kwargs = True
-    """Tells the HF Trainer to count the labels of the whole optimiser step."""
-
-    def __init__(self, student: Any, image_id: int, precision: Precision) -> None:
+    def __init__(self, student: Any, family: Family, precision: Precision) -> None:
         super().__init__()
         self.student = student
-        self._image_id = image_id
+        self._family = family
         self._precision = precision
         if precision == "bf16":
             for parameter in student.parameters():
-                if not parameter.requires_grad:
+                if not parameter.requires_grad and parameter.is_floating_point():
                     parameter.data = parameter.data.bfloat16()
+
+    def forget_activations(self) -> None:
+        """Layers compute their activations again where gradients need them, with the same random numbers."""
+        self.student.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """Autocast where the precision asks for it."""
@@ -52,23 +49,31 @@ class Learner(nn.Module):
         device = next(self.student.parameters()).device
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
+    @torch.no_grad()
+    def foreseen(self, ids_BS: Tensor, labels: Tensor, layout: Tensor, features_FTC: Tensor) -> Tensor:
+        """right_B: whether each token of the sample's answer, its end too, is the likeliest one where it stands."""
+        wanted_BS = labels[:, 1:]
+        where_BS = wanted_BS != IGNORE
+        with self.arithmetic():
+            hidden_BSD, _ = self._family.prefill(self.student, ids_BS, features_FTC[layout])
+            likeliest_R = self._family.logits(self.student, hidden_BSD[:, :-1][where_BS]).argmax(dim=-1)
+        wrong_BS = torch.zeros_like(where_BS)
+        wrong_BS[where_BS] = likeliest_R != wanted_BS[where_BS]
+        return ~wrong_BS.any(dim=1)
+
     def forward(
         self,
         ids_BS: Tensor,
         labels: Tensor,
         layout: Tensor,
         features_FTC: Tensor | None = None,
-        tiles_FHWC: Tensor | None = None,
+        tiles: Tensor | None = None,
     ) -> Tensor:
-        """Sum of the cross-entropies (nats) of all answer tokens.
-
-        labels are labels_BS, under the name that the HF Trainer counts; layout has the place among F of every tile.
-        """
+        """Sum of the cross-entropies (nats) of all answer tokens; layout has the place among F of every tile."""
         with self.arithmetic():
             if features_FTC is None:
-                features_FTC = tower(self.student, tiles_FHWC) if tiles_FHWC is not None else None
+                features_FTC = self._family.features(self.student, tiles) if tiles is not None else None
             assert features_FTC is not None, "a batch has either tiles or features"
-            embeddings_BSD = forward.embed(self.student, ids_BS, features_FTC[layout], self._image_id)
-            hidden_BSD = forward.hidden(self.student, embeddings_BSD)
-            total, _ = forward.answer_loss(self.student, hidden_BSD, labels)
+            hidden_BSD, _ = self._family.prefill(self.student, ids_BS, features_FTC[layout])
+            total, _ = forward.answer_loss(self._family, self.student, hidden_BSD, labels)
         return total

@@ -1,28 +1,27 @@
-"""The HF Trainer on our own data path, and what is done between two optimiser steps.
+"""One optimiser step after the other, on our own data path.
 
-The Trainer brings accumulation, clipping, schedule, device and its resume (batches of the broken epoch are skipped, all
-random states put back). What it trains on, how the loss is counted, and when to validate, save and stop is here.
+A step is all of its samples, whatever the number of passes and processes that it takes: the loss is the mean over its answer
+tokens. The random numbers of a pass (dropout) follow from seed, step and the pass' place in the step. So a step can be done
+again: by another attempt that goes on from a checkpoint, or in smaller passes when the memory did not do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from pocketvlm.errors import UserError
 from pocketvlm.run_file import Phase
-from pocketvlm.run_file import Trainer as Settings
-from pocketvlm.stages.training.batches import Loader
+from pocketvlm.stages.training.batches import Order, micro_batches
+from pocketvlm.stages.training.features import Features
 from pocketvlm.stages.training.learner import Learner
-from pocketvlm.stages.training.state import TRAINED
-from pocketvlm.student.adapters import load_trained, save_trained
+from pocketvlm.stages.training.team import Team
 from pocketvlm.student.families import Family
-
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 def parameter_groups(student: Any, family: Family, phase: Phase) -> list[dict[str, Any]]:
@@ -42,87 +41,88 @@ def parameter_groups(student: Any, family: Family, phase: Phase) -> list[dict[st
     ]
 
 
-def arguments(settings: Settings, phase: Phase, *, seed: int, folder: Path, cpu: bool) -> TrainingArguments:
-    """The HF Trainer's settings for one phase. It neither logs, validates nor saves on its own account."""
-    micro = settings.micro_batch_size or settings.batch_size
-    result = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // micro,
-        num_train_epochs=phase.epochs,
-        learning_rate=phase.learning_rate,
-        lr_scheduler_type=_SCHEDULES[phase.schedule],
-        warmup_steps=phase.warmup_steps,
-        max_grad_norm=settings.max_grad_norm,
-        seed=seed,
-        use_cpu=cpu,
-        eval_strategy="no",
-        save_strategy="no",
-        logging_strategy="no",
-        # It would wait for the device at every step; `Watch` looks at the losses where it logs them.
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-    )
-    _ = result.device
-    # Otherwise several visible GPUs would become one DataParallel, which splits a batch that cannot be split.
-    result._n_gpu = min(result._n_gpu, 1)
-    return result
+@dataclass(frozen=True)
+class Rules:
+    """What a step goes by."""
+
+    seed: tuple[int, ...]
+    max_grad_norm: float
+    factor: Callable[[int], float]
+    """Of the rates, by step."""
+    halved: Callable[[int], None] = lambda size: None
+    """Told the new size of a pass when the memory did not do for the old one."""
 
 
-class PhaseTrainer(Trainer):  # type: ignore[misc]
-    """The HF Trainer for one phase."""
-
-    loss_is_scaled_for_ga = True
-    """compute_loss divides by the tokens of the whole optimiser step."""
+class Loop:
+    """The steps of a phase, on this process' share of each."""
 
     def __init__(
-        self,
-        learner: Learner,
-        args: TrainingArguments,
-        loader: Loader,
-        groups: list[dict[str, Any]],
-        callbacks: list[TrainerCallback],
-    ) -> None:
-        self.learner = learner
-        self._loader = loader
-        self._groups = groups
-        self.losses: list[Tensor] = []
-        """Of the micro-batches since someone took them away; on the device."""
-        super().__init__(model=learner, args=args, callbacks=callbacks)
-        self.remove_callback(PrinterCallback)
+        self, learner: Learner, groups: list[dict[str, Any]], features: Features, order: Order, team: Team, rules: Rules, *,
+        micro_batch_size: int,
+    ) -> None:  # fmt: skip
+        self.learner, self.micro_batch_size = learner, micro_batch_size
+        self._features, self._order, self._team, self._rules = features, order, team, rules
+        self._rates = [group["lr"] for group in groups]
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        # The fused kernel is one pass over memory instead of a dozen.
+        self.optimiser = torch.optim.AdamW(groups, fused=True)
+        self._losses: list[Tensor] = []
+        self.rate = 0.0
+        """The highest of the parts' rates at the last step."""
 
-    def get_train_dataloader(self) -> Loader:
-        """Ours; it neither needs to be wrapped nor sharded."""
-        return self._loader
+    def step(self, number: int) -> None:
+        """The step with this number, counted from 1. Raises UserError when not even a single sample fits into memory."""
+        self.learner.train()
+        samples = self._order.of_step(number)
+        while (loss := self._passes(number, samples)) is None:
+            self._halve(len(samples))
+        self._team.add_gradients(self._parameters)
+        torch.nn.utils.clip_grad_norm_(self._parameters, self._rules.max_grad_norm)
+        for group, rate in zip(self.optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._rules.factor(number)
+        self._update()
+        self.rate = max(group["lr"] for group in self.optimiser.param_groups)
+        self._losses.append(loss)
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW over the groups; the fused kernel is one pass over memory instead of a dozen."""
-        del model
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(self._groups, fused=True)
-        return self.optimizer
+    def take_losses(self) -> list[float]:
+        """Mean losses (nats a token) of the steps since the last call. One wait for the device for all of them."""
+        if not self._losses:
+            return []
+        own = torch.stack(self._losses).tolist()
+        self._losses.clear()
+        return [float(sum(shares)) for shares in zip(*self._team.gather(own), strict=True)]
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        """Share of this micro-batch in the mean over all answer tokens of the optimiser step."""
-        assert not return_outputs and num_items_in_batch is not None, "only training comes here, with labels"
-        loss: Tensor = model(**inputs) / num_items_in_batch
-        return loss
+    def _passes(self, number: int, samples: Sequence[int]) -> Tensor | None:
+        """Gradients of this process' share, and its part of the loss. None: in some process the memory did not do."""
+        self.optimiser.zero_grad(set_to_none=True)
+        tokens = self._features.answer_tokens(samples)
+        shares = list(enumerate(micro_batches(samples, self.micro_batch_size)))
+        loss, full = torch.zeros((), device=self._features.device), False
+        try:
+            for place, chunk in self._team.share(shares) or [(len(shares), [])]:
+                torch.manual_seed(int(np.random.SeedSequence([*self._rules.seed, number, place]).generate_state(1)[0]))
+                part = self.learner(**(self._features.batch(chunk) if chunk else self._features.nothing())) / tokens
+                part.backward()
+                loss += part.detach()
+        except torch.OutOfMemoryError:
+            full = True
+        (full,) = self._team.any(full)
+        return None if full else loss
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch, forward and backward."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self.losses.append(loss)
-        return loss
+    def _update(self) -> None:
+        try:
+            self.optimiser.step()
+        except torch.OutOfMemoryError as error:
+            raise UserError("run.trainer: the optimiser's two numbers for each weight that learns do not fit into the memory of "
+                            "the device; use method: lora or fewer parts in train, or a larger device") from error  # fmt: skip
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Only what learns."""
-        assert output_dir is not None, "only checkpoints are saved this way"
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_trained(self.learner.student, Path(output_dir) / TRAINED)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(self.learner.student, Path(resume_from_checkpoint) / TRAINED)
+    def _halve(self, samples: int) -> None:
+        size = min(self.micro_batch_size, samples)
+        if size == 1:
+            raise UserError("run.trainer: a single sample does not fit into the memory of the device; set "
+                            "gradient_checkpointing: true, train fewer parts or by method: lora, or use a larger one")
+        self.micro_batch_size = -(-size // 2)
+        self.optimiser.zero_grad(set_to_none=True)
+        if self._features.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._rules.halved(self.micro_batch_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pocketvlm.run_file import Trainer
@@ -20,7 +19,6 @@ class Plan:
     samples: int
     """Pairs of question and answer that train: one for each image, and its variants."""
     batch_size: int
-    micro_batch_size: int
     steps: int
     steps_before: int
     """Of the phases before."""
@@ -43,22 +41,6 @@ class Plan:
         epochs, rest = divmod(step, self.steps_per_epoch)
         return epochs * self.samples + min(rest * self.batch_size, self.samples)
 
-    def micro_batches(self, step: int) -> int:
-        """Forward passes of this step; the last one of an epoch may need fewer."""
-        size = self.samples_after(step) - self.samples_after(step - 1)
-        return -(-size // self.micro_batch_size)
-
-    def sum_steps(self, losses: Sequence[float], last: int) -> list[float]:
-        """Losses of the micro-batches of whole steps up to `last`, summed by step."""
-        sums: list[float] = []
-        end, step = len(losses), last
-        while end > 0:
-            start = end - self.micro_batches(step)
-            sums.insert(0, math.fsum(losses[start:end]))
-            end, step = start, step - 1
-        assert end == 0, "the losses are those of whole steps"
-        return sums
-
 
 def plan_phases(settings: Trainer, samples: int) -> list[Plan]:
     """The plans of all phases."""
@@ -69,7 +51,6 @@ def plan_phases(settings: Trainer, samples: int) -> list[Plan]:
             index=index,
             samples=samples,
             batch_size=settings.batch_size,
-            micro_batch_size=settings.micro_batch_size or settings.batch_size,
             steps=own,
             steps_before=sum(steps[:index]),
             steps_of_all=sum(steps),

@@ -1,15 +1,17 @@
 """A split of the dataset as tensors: every image decoded and cut once, every answer tokenised once.
 
 A sample is a question to an image and its answer: the shipped one, and in training the image's variants. All samples of an
-image look at the same tiles.
+image look at the same tiles. Where training images are augmented, each has several looks (stages/training/augment.py), and a
+sample has a number for each: with M samples, number n is sample n % M in look n // M.
 
-Shapes: M samples, N different tiles of all images, S longest sequence, H and W pixels; see student/forward.py.
+Shapes: M samples, N different tiles of all looks (of the family's own shape and dtype, as `Sight` has them), S longest
+sequence; see student/forward.py.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -19,12 +21,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pocketvlm.artifacts.dataset import Example, read_split
-from pocketvlm.errors import DataError
+from pocketvlm.artifacts.dataset import SPLITS, Example, read_rows, read_split
+from pocketvlm.errors import DataError, UserError
+from pocketvlm.run_file import Augment
+from pocketvlm.stages.training.augment import look
 from pocketvlm.stages.training.spool import Spool
-from pocketvlm.student import pixels, prompt
-from pocketvlm.student.forward import distinct_tiles
-from pocketvlm.student.scoring import Layout
+from pocketvlm.student import prompt
+from pocketvlm.student.families import Eye, Sight
 
 CHUNK = 128
 """Images in flight while decoding: 100 MB at 512 px."""
@@ -42,14 +45,16 @@ class Samples:
     """Of them, those before the answer."""
     images: list[int]
     """Number of each sample's image."""
-    tiles_NHWC: Tensor
-    """uint8; the different tiles of each image, image after image."""
+    tiles: Tensor
+    """(N, ...): the different tiles of each look, look after look of image after image."""
     first: list[int]
-    """Place of each image's first tile in tiles_NHWC; one more for the end."""
+    """Place of each look's first tile in `tiles`; one more for the end."""
     places: list[list[int]]
-    """For each tile of an image's layout, its place among the image's different tiles."""
+    """For each tile of a look's layout, its place among the look's different tiles."""
     labels: list[str]
-    """Class name of each image."""
+    """What is right for each image, as `Said.label` has it."""
+    looks: int = 1
+    """Of each image."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -59,42 +64,49 @@ class Samples:
         ids: list[int] = self.ids_MS[sample, : self.prompt_lengths[sample]].tolist()
         return ids
 
-    def images_of(self, samples: Sequence[int]) -> list[int]:
-        """The images of some samples in order, each once."""
-        return list(dict.fromkeys(self.images[sample] for sample in samples))
+    def look_of(self, number: int) -> int:
+        """Place of a number's look among the looks of all images."""
+        look, sample = divmod(number, len(self))
+        return self.images[sample] * self.looks + look
 
-    def tile_rows(self, samples: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Rows in tiles_NHWC of the different tiles of `images_of`, and for each tile of the samples' layouts its place there."""
+    def looks_of(self, numbers: Sequence[int]) -> list[int]:
+        """Places of the looks of some numbers in order, each once."""
+        return list(dict.fromkeys(map(self.look_of, numbers)))
+
+    def tile_rows(self, numbers: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Rows in `tiles` of the different tiles of `looks_of`, and for each tile of the numbers' layouts its place there."""
         rows: list[int] = []
         start: dict[int, int] = {}
-        for image in self.images_of(samples):
-            start[image] = len(rows)
-            rows += range(self.first[image], self.first[image + 1])
-        of_samples = (self.images[sample] for sample in samples)
-        return rows, [start[image] + place for image in of_samples for place in self.places[image]]
+        for at in self.looks_of(numbers):
+            start[at] = len(rows)
+            rows += range(self.first[at], self.first[at + 1])
+        return rows, [start[at] + place for at in map(self.look_of, numbers) for place in self.places[at]]
 
 
 def read_samples(
     dataset: Path,
     split: str,
     encoder: prompt.PromptEncoder,
-    layout: Layout,
+    eye: Eye,
     *,
     spool: Spool,
     threads: int,
     check: Callable[[], None],
+    augment: Augment | None = None,
+    seed: int = 0,
 ) -> Samples:
     """Decodes and cuts a split on `threads` threads; `check` is called between chunks and may raise.
 
     Raises DataError for an empty split.
     """
 
-    def prepare(example: Example) -> tuple[pixels.Pixels, list[int], list[prompt.Sample]]:
+    looks = 1 if augment is None else 1 + augment.variants
+
+    def prepare(example: Example) -> tuple[list[Sight], list[prompt.Sample]]:
         with Image.open(io.BytesIO(example.image_png)) as image:
-            tiles, grid = pixels.tiles(
-                image.convert("RGB"), tile_px=layout.tile_px, longest_edge_px=layout.longest_edge_px
-            )
-        return *distinct_tiles(tiles), list(_encode(example, encoder, grid))
+            rgb = image.convert("RGB")
+        sights = [eye.look(look(rgb, augment, seed=seed, sha256=example.sha256, number=n)) for n in range(looks)]
+        return sights, list(_encode(example, encoder, sights[0].layout))
 
     samples: list[prompt.Sample] = []
     images: list[int] = []
@@ -102,10 +114,11 @@ def read_samples(
     first, all_places = [0], []
     with ThreadPoolExecutor(threads) as pool:
         for chunk in _chunks(read_split(dataset, split)):
-            for example, (tiles_NHWC, places, own) in zip(chunk, pool.map(prepare, chunk), strict=True):
-                spool.append(torch.from_numpy(tiles_NHWC))
-                first.append(first[-1] + len(tiles_NHWC))
-                all_places.append(places)
+            for example, (sights, own) in zip(chunk, pool.map(prepare, chunk), strict=True):
+                for sight in sights:
+                    spool.append(torch.from_numpy(sight.tiles))
+                    first.append(first[-1] + len(sight.tiles))
+                    all_places.append(sight.places)
                 images += [len(labels)] * len(own)
                 samples += own
                 labels.append(example.label)
@@ -114,14 +127,24 @@ def read_samples(
         raise DataError(f"the {split} split is empty; give it a larger share in run.labeller.split, or more images")
     ids, targets = prompt.pad(samples, encoder.end_id)
     return Samples(torch.tensor(ids), torch.tensor(targets), [len(sample.ids) for sample in samples],
-                   [sample.prompt_length for sample in samples], images, spool.finish(), first, all_places, labels)  # fmt: skip
+                   [sample.prompt_length for sample in samples], images, spool.finish(), first, all_places, labels,
+                   looks)  # fmt: skip
 
 
-def _encode(example: Example, encoder: prompt.PromptEncoder, grid: pixels.Grid) -> Iterator[prompt.Sample]:
+def check_answers(dataset: Path, encoder: prompt.PromptEncoder, max_new_tokens: int) -> None:
+    """Raises UserError when the phone may not write the longest answer of any split to its end."""
+    texts = {row.answer for split in SPLITS for row in read_rows(dataset, split)}
+    needed = max((len(encoder.answer(text)) for text in texts), default=0)
+    if needed > max_new_tokens:
+        raise UserError(f"run.device.max_new_tokens: {max_new_tokens} is too small for the longest answer of the dataset, which "
+                        f"takes {needed} tokens with its end; set at least {needed}")  # fmt: skip
+
+
+def _encode(example: Example, encoder: prompt.PromptEncoder, layout: Hashable) -> Iterator[prompt.Sample]:
     """The shipped question with the plain answer, then the variants. Nothing else of a row is ever text of a sample."""
-    yield encoder.sample(grid, prompt.answer_text(example.answer))
+    yield encoder.sample(layout, example.answer)
     for question, answer in example.variants:
-        yield encoder.sample(grid, prompt.answer_text(answer), prompt.prompt_of(question))
+        yield encoder.sample(layout, answer, question)
 
 
 def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:

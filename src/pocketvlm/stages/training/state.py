@@ -1,12 +1,14 @@
-"""What a training needs to go on: written beside the HF Trainer's own files, kept in the store by `Partial`.
+"""What a training needs to go on, kept in the store by `Partial`.
 
 ```text
 state.json            `State`: phase, curve so far, losses not yet in it, best validation, finished phases
-trained.safetensors   what learns, fp32                                                 (ours)
-optimizer.pt scheduler.pt rng_state.pth trainer_state.json                              (the HF Trainer's)
-best.safetensors      what learns at the best validation, unless that is now            (ours)
-phases/               finished phases, as in artifacts/checkpoint_layout.py             (ours)
+trained.safetensors   what learns, fp32
+optimiser.pt          AdamW's state, as torch saves it
+best.safetensors      what learns at the best validation, unless that is now
+phases/               finished phases, as in artifacts/checkpoint_layout.py
 ```
+
+Rates, order and random numbers follow from the number of the step.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from pocketvlm.artifacts.checkpoint_layout import CurvePoint, PhaseRecord, Valid
 from pocketvlm.artifacts.manifest import canonical_json
 from pocketvlm.artifacts.partial import Partial
 from pocketvlm.errors import UserError
+from pocketvlm.run_file import EarlyStop
 from pocketvlm.stages.training.learner import Precision
 from pocketvlm.stages.training.plan import Plan
 
-STATE, TRAINED, BEST, PHASES = "state.json", "trained.safetensors", "best.safetensors", "phases"
+STATE, TRAINED, OPTIMISER, BEST, PHASES = "state.json", "trained.safetensors", "optimiser.pt", "best.safetensors", "phases"
 
 
 class State(BaseModel):
@@ -33,13 +36,15 @@ class State(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     precision: Precision
     """Stays what the first attempt chose, wherever a later one runs."""
     phase: int = 0
     """Index of the running phase."""
     step: int = 0
     """Optimiser steps of the running phase."""
+    micro_batch_size: int | None = None
+    """Samples of a pass, where the memory turned out to be too small for what was planned."""
     pending: list[float] = Field(default_factory=list)
     """Losses of the steps since the last point of the curve."""
     rate: float = 0.0
@@ -52,6 +57,20 @@ class State(BaseModel):
     """Times, rates and memory at the points of the curve."""
     seconds: float = 0.0
     """Spent in the loop, by all attempts."""
+
+    def stopped_early(self, rule: EarlyStop | None) -> bool:
+        """Whether the validations of the running phase have stopped getting better."""
+        gained: Validation | None = None
+        waited = 0
+        for point in self.curve if rule else ():
+            if point.phase != self.phase or point.validation_accuracy is None or point.validation_loss is None:
+                continue
+            found = Validation(step=point.step, accuracy=point.validation_accuracy, loss=point.validation_loss)
+            gains = gained is None or found.beats(gained)
+            if rule and rule.min_gain and gained is not None:
+                gains = found.accuracy >= gained.accuracy + rule.min_gain
+            gained, waited = (found, 0) if gains else (gained, waited + 1)
+        return rule is not None and waited >= rule.patience
 
     def owes_validation(self, plan: Plan) -> bool:
         """A signal came before the validation of the last step was done; nothing else of the step is missing."""
@@ -80,7 +99,7 @@ def load(partial: Partial, to: Path) -> Resume | None:
 
 
 def complete(folder: Path, state: State, best: Path, output: Path) -> None:
-    """Adds our files to what the HF Trainer wrote into `folder`."""
+    """Adds the state, the best weights and the finished phases to the weights and the optimiser in `folder`."""
     (folder / STATE).write_bytes(canonical_json(state.model_dump(mode="json")))
     if state.best is not None and state.best.step != state.step:
         _link(str(best), str(folder / BEST))

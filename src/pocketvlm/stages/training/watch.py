@@ -8,83 +8,88 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pocketvlm.artifacts.checkpoint_layout import CurvePoint, Validation
 from pocketvlm.artifacts.partial import Partial
 from pocketvlm.errors import UserError
 from pocketvlm.progress import Progress
+from pocketvlm.run_file import EarlyStop
 from pocketvlm.stages.training import state as states
-from pocketvlm.stages.training.loop import PhaseTrainer
+from pocketvlm.stages.training.loop import Loop
 from pocketvlm.stages.training.plan import Plan
 from pocketvlm.stages.training.stop import Stop
+from pocketvlm.stages.training.team import Team
+from pocketvlm.stages.training.trackers import Tracker
 from pocketvlm.stages.training.validate import Validator
 from pocketvlm.student.adapters import save_trained
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
-    """The HF Trainer calls it after every optimiser step; `state` is what a resume gets."""
+@dataclass(frozen=True)
+class Places:
+    """Where things are written."""
+
+    best: Path
+    """File of the best weights so far."""
+    output: Path
+    """Folder with the finished phases."""
+    checkpoint: Path
+    """Folder that a checkpoint is put together in; there is none between two checkpoints."""
+
+
+class Watch:
+    """Is told after every optimiser step; `state` is what a resume gets. All processes of a team keep the same state."""
 
     def __init__(
-        self,
-        plan: Plan,
-        state: states.State,
-        *,
-        validator: Validator,
-        partial: Partial,
-        progress: Progress,
-        stop: Stop,
-        best: Path,
-        output: Path,
-    ) -> None:
-        """`best` is the file of the best weights so far, `output` the folder with the finished phases."""
-        self._plan, self.state = plan, state
+        self, plan: Plan, state: states.State, *, loop: Loop, validator: Validator, team: Team, partial: Partial,
+        progress: Progress, stop: Stop, places: Places, early_stop: EarlyStop | None = None, trackers: Sequence[Tracker] = (),
+    ) -> None:  # fmt: skip
+        self._plan, self.state, self._loop, self._team = plan, state, loop, team
         self._validator, self._partial, self._progress, self._stop = validator, partial, progress, stop
-        self._best, self._output = best, output
+        self._places, self._early_stop, self._trackers = places, early_stop, trackers
         self._started = self._logged = time.monotonic()
         self._seconds_before = state.seconds
         self._logged_step = state.step
-        self.trainer: PhaseTrainer | None = None
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Notes the rate of this step, before the schedule moves on."""
-        self.state.rate = max(self._of_trainer().lr_scheduler.get_last_lr())
+    @property
+    def ended(self) -> bool:
+        """No step of the phase is left, or the next one is of no use."""
+        return self.state.step >= self._plan.steps or self.state.stopped_early(self._early_stop)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
-        """Logs, validates and asks for a checkpoint where the plan says so, and at once when a signal came."""
-        self.state.step = state.global_step
-        validates = state.global_step in self._plan.validations
-        if validates or state.global_step % self._plan.log_every == 0:
+    def after_step(self) -> bool:
+        """Logs, validates and saves where the plan says so, and at once when a signal came. Returns whether to go on."""
+        self.state.step += 1
+        self.state.rate = self._loop.rate
+        validates = self.state.step in self._plan.validations
+        if validates or self.state.step % self._plan.log_every == 0:
             self._log(validates)
         # Read once: a signal between two reads would stop the loop with nothing saved.
-        stops = self._stop.asked
-        if validates or state.global_step in self._plan.checkpoints or stops:
-            control.should_save = True
-        if stops:
-            control.should_training_stop = True
-        return control
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Completes what the HF Trainer wrote and hands it to the store."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        self._take_losses()
-        self.state.seconds = self._seconds_before + time.monotonic() - self._started
-        states.complete(folder, self.state, self._best, self._output)
-        self._partial.save(self._plan.steps_before + state.global_step, folder)
-        shutil.rmtree(folder)
+        (stops,) = self._team.any(self._stop.asked)
+        if validates or self.state.step in self._plan.checkpoints or stops:
+            self._save()
+        return not stops and not self.ended
 
     def catch_up(self) -> None:
         """Does the validation that the state still owes; the learner must have the weights of the state's step."""
-        self._of_trainer().state.global_step = self.state.step
         self._log(validates=True)
+
+    def _save(self) -> None:
+        self._take_losses()
+        self.state.seconds = self._seconds_before + time.monotonic() - self._started
+        if not self._team.leads:
+            return
+        folder = self._places.checkpoint
+        folder.mkdir(parents=True)
+        save_trained(self._loop.learner.student, folder / states.TRAINED)
+        torch.save(self._loop.optimiser.state_dict(), folder / states.OPTIMISER)
+        states.complete(folder, self.state, self._places.best, self._places.output)
+        self._partial.save(self._plan.steps_before + self.state.step, folder)
+        shutil.rmtree(folder)
 
     def _log(self, validates: bool) -> None:
         """Adds a point to the curve; none when a signal stops its validation, which the state then owes."""
@@ -94,7 +99,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         point = CurvePoint(phase=self._plan.index, step=self.state.step, epoch=self._plan.epoch_of(self.state.step),
                            loss=loss, learning_rate=self.state.rate)  # fmt: skip
         if validates:
-            found = self._validator(self._of_trainer().learner, self.state.step, stopped=lambda: self._stop.asked)
+            found = self._validator(self._loop.learner, self.state.step, stopped=lambda: self._stop.asked)
             if found is None:
                 return
             point = self._with_validation(point, found)
@@ -108,7 +113,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._refuse_no_number("the validation loss", found.loss, found.step)
         if found.beats(self.state.best):
             self.state.best = found
-            save_trained(self._of_trainer().learner.student, self._best)
+            save_trained(self._loop.learner.student, self._places.best)
         return point.model_copy(update={"validation_accuracy": found.accuracy, "validation_loss": found.loss})
 
     def _measure(self) -> dict[str, Any]:
@@ -140,26 +145,20 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             short = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in numbers.items()}
             self._progress.line(json.dumps({**short, **measured}))
         skipped = ("phase", "step", "epoch")
-        self._of_trainer().log({name: value for name, value in numbers.items() if name not in skipped} | memory_mb())
+        tracked = {name: value for name, value in numbers.items() if name not in skipped} | memory_mb()
+        for tracker in self._trackers:
+            tracker(self.state.step, tracked)
 
     def _take_losses(self) -> None:
-        """Sums the micro-batches of each step. One wait for the device for all steps since the last time."""
-        losses = self._of_trainer().losses
-        if losses:
-            sums = self._plan.sum_steps(torch.stack(losses).tolist(), self.state.step)
-            losses.clear()
-            for step, loss in enumerate(sums, start=self.state.step - len(sums) + 1):
-                self._refuse_no_number("the loss", loss, step)
-            self.state.pending += sums
+        losses = self._loop.take_losses()
+        for step, loss in enumerate(losses, start=self.state.step - len(losses) + 1):
+            self._refuse_no_number("the loss", loss, step)
+        self.state.pending += losses
 
     def _refuse_no_number(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
             raise UserError(f"run.trainer.phases[{self._plan.index}]: {what} is {value} at step {step}; "
                             "lower learning_rate or add warmup_steps")  # fmt: skip
-
-    def _of_trainer(self) -> PhaseTrainer:
-        assert self.trainer is not None, "set before training starts"
-        return self.trainer
 
 
 def _gpu_bytes() -> dict[str, float]:
