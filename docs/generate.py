@@ -68,8 +68,8 @@ def families_page() -> str:
     _, end, after = rest.partition(FAMILIES_END)
     assert start and end, f"docs/families.md has lost {FAMILIES_START!r} or {FAMILIES_END!r}"
     record = json.loads((folder / "families.json").read_text())
-    lines = ["", f"llama.cpp {record['llama_cpp']}:", "", "| family | canvas, px | tokens of an image | of a prompt | parity, nats |",
-             "| --- | --- | --- | --- | --- |"]  # fmt: skip
+    head = "| family | canvas, px | tokens of an image | of a prompt | parity, nats |"
+    lines = ["", f"llama.cpp {record['llama_cpp']}:", "", head, "| --- | --- | --- | --- | --- |"]
     for name, row in record["families"].items():
         cells = [name, row["canvas_px"], row["image_tokens"], row["prompt_tokens"], f"{row['layout_nats']:.4f}"]
         lines.append(f"| {' | '.join(map(str, cells))} |")

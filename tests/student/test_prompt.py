@@ -57,7 +57,9 @@ def test_loss_sees_the_answer_and_its_end_only(encoder: PromptEncoder, tokenizer
     assert encoder.image_id not in learnt
 
 
-def test_another_question_has_the_layout_of_the_shipped_one(encoder: PromptEncoder, geometry: Any, tokenizer: Any, task: Task) -> None:
+def test_another_question_has_the_layout_of_the_shipped_one(
+    encoder: PromptEncoder, geometry: Any, tokenizer: Any, task: Task
+) -> None:
     other = PromptEncoder(tokenizer, geometry, task.model_copy(update={"question": "And now?"}))
     shipped = encoder.prompt(ONE)
     assert encoder.prompt(ONE, "And now?") == other.prompt(ONE) != shipped
@@ -75,7 +77,8 @@ def test_instructions_stand_in_a_turn_of_their_own_before_the_image(task: Task, 
                 {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": task.question}]}]  # fmt: skip
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert rendered.replace("<image>", MEDIA) == SMOLVLM.template.of(instructed)
-    assert len(PromptEncoder(tokenizer, geometry, instructed).prompt(ONE)) > len(PromptEncoder(tokenizer, geometry, task).prompt(ONE))
+    longer, plain = (len(PromptEncoder(tokenizer, geometry, asked).prompt(ONE)) for asked in (instructed, task))
+    assert longer > plain
 
 
 def test_a_template_of_the_run_file_is_the_whole_prompt_for_every_question(task: Task, geometry: Any, tokenizer: Any) -> None:
@@ -88,7 +91,9 @@ def test_a_template_of_the_run_file_is_the_whole_prompt_for_every_question(task:
     assert tokenizer.decode(encoder.prompt(ONE, "So?")).startswith("So? <fake_token_around_image>")
 
 
-@pytest.mark.parametrize("template", ["{image}", "{question}", "{image}{image}{question}", "{system}{image}{question}", "{picture}"])
+@pytest.mark.parametrize(
+    "template", ["{image}", "{question}", "{image}{image}{question}", "{system}{image}{question}", "{picture}"]
+)
 def test_a_template_without_its_parts_is_refused(task: Task, template: str) -> None:
     with pytest.raises(ValueError, match=r"must hold each of \{image\}, \{question\} once|\{picture\} is no placeholder"):
         Task.model_validate(task.model_dump() | {"prompt_template": template})
@@ -117,7 +122,8 @@ def without(token: str) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("token", [START, END, FAKE, GLOBAL, IMAGE])
 def test_a_student_without_a_token_of_the_layout_is_refused_by_its_name(token: str, geometry: Any, task: Task) -> None:
-    with pytest.raises(UserError, match=rf"run\.student\.model: .* owner/other has not '{re.escape(token)}' as one token") as caught:
+    message = rf"run\.student\.model: .* owner/other has not '{re.escape(token)}' as one token"
+    with pytest.raises(UserError, match=message) as caught:
         PromptEncoder(without(token), geometry, task).image(ONE)
     assert caught.value.exit_code == 2
 

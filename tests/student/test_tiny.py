@@ -59,6 +59,7 @@ def test_an_unknown_family_is_refused_with_those_that_are_known(tiny: Path, tmp_
 
 def test_a_family_of_which_no_gguf_can_be_made_is_refused_with_the_reason(tiny: Path, tmp_path: Path) -> None:
     config = json.loads((tiny / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Phi3VForCausalLM"], "auto_map": {"AutoModel": "x"}}))
+    config |= {"architectures": ["Phi3VForCausalLM"], "auto_map": {"AutoModel": "x"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"Phi3VForCausalLM cannot be trained here: .* no GGUF of it can be made"):
         read_geometry(tmp_path)

@@ -72,7 +72,8 @@ def _data(sample: Sample) -> dict[str, Any]:
     return {
         "format": FORMAT, "name": sample.name, "run": sample.run, "dataset": sample.dataset, "classes": list(sample.classes),
         "fields": [
-            {"name": name, "type": field.type, "values": field.values, "max_length": field.max_length, "max_items": field.max_items}
+            {"name": name, "type": field.type, "values": field.values, "max_length": field.max_length,
+             "max_items": field.max_items}
             for name, field in sample.fields.items()
         ],
         "votes": sample.votes, "items": [_item(item) for item in sample.items],

@@ -141,7 +141,7 @@ class Trainer(Block):
     base_bits: Literal[16, 8, 4] = 16
     """8 or 4: the frozen base is held in that many bits by bitsandbytes, to be installed. On CUDA and for LoRA only."""
     sampling: Literal["natural", "balanced"] = "natural"
-    """`balanced`: every epoch has as many samples as the split, each class equally often; rare ones repeat, frequent ones rest."""
+    """`balanced`: an epoch has as many samples as the split, each class equally often; rare ones repeat, frequent ones rest."""
     augment: Augment | None = None
     """Images as phones take them; default: as they are."""
     early_stop: EarlyStop | None = None

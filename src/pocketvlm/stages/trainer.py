@@ -35,7 +35,10 @@ def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def make(work: Work) -> Made | None:
-    """Trains all phases. None: another process of the same training publishes. Raises UserError, DataError, and Interrupted after saving."""
+    """Trains all phases. None: another process of the same training publishes.
+
+    Raises UserError, DataError, and Interrupted after saving.
+    """
     from pocketvlm.stages.training.run import train
 
     return train(work)

@@ -38,7 +38,7 @@ def quiet() -> None:
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, bits: int = 16) -> PreTrainedModel:
     """The model of a checkpoint folder, in eval mode. Only safetensors are read and no code of the checkpoint is run.
 
-    With 8 or 4 `bits`, its linear layers are held in so many (`check_bits` says whether they can be), and the model is on the GPU.
+    With 8 or 4 `bits` (see `check_bits`), its linear layers are held in so many, and the model is on the GPU.
     """
     quiet()
     read_geometry(folder)
@@ -68,8 +68,8 @@ def check_bits(bits: int, device: torch.device) -> None:
     if bits == 16:
         return
     if device.type != "cuda":
-        raise UserError(f"run.trainer.base_bits: {bits} bits are made by kernels for CUDA, and this process runs on {device.type}; "
-                        "use 16, or a GPU")  # fmt: skip
+        raise UserError(f"run.trainer.base_bits: {bits} bits are made by kernels for CUDA, and this process runs on "
+                        f"{device.type}; use 16, or a GPU")  # fmt: skip
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"run.trainer.base_bits: {bits} bits need the package bitsandbytes; install it, or use 16")
 

@@ -51,8 +51,8 @@ class CanvasFamily(Family):
         """Whether the canvas is one of `fit` (px); and no other key says how an image is cut."""
         sizes = ", ".join(map(str, fit[:8])) + (f" ... {fit[-1]}" if len(fit) > 8 else "")
         if device.canvas_px not in fit:
-            yield (f"canvas_px: {device.canvas_px} is no canvas that llama.cpp leaves as it is for {self.name}, so that pixels or "
-                   f"tokens would differ from the phone's; use one of {sizes}")  # fmt: skip
+            yield (f"canvas_px: {device.canvas_px} is no canvas that llama.cpp leaves as it is for {self.name}, so that pixels "
+                   f"or tokens would differ from the phone's; use one of {sizes}")  # fmt: skip
         if "longest_edge_px" in device.model_fields_set:
             yield f"longest_edge_px: {self.name} has no tile budget, the canvas alone decides; remove it"
 

@@ -34,7 +34,7 @@ def lora_targets(family: Family, layers: Sequence[str], phase: Phase, *, tied_he
 
 
 def full_modules(family: Family, modules: Iterable[str], phase: Phase) -> tuple[list[str], list[str]]:
-    """Which of a student's modules with weights of their own (paths) a LoRA phase trains whole; and what is wrong with its `full`.
+    """Which of a student's modules with own weights (paths) a LoRA phase trains whole; and what is wrong with its `full`.
 
     A name is the end of a path, as a target is. A problem begins with the key below the phase.
     """
