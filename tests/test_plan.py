@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from pocketvlm.environment import Environment
 from pocketvlm.errors import RunFileError, UserError
@@ -132,3 +134,36 @@ def test_a_revision_of_a_folder_that_looks_like_a_hub_id_is_refused(environment:
 def test_a_folder_without_a_checkpoint_is_refused(environment: Environment) -> None:
     with pytest.raises(UserError, match=r"run.student.model: ./nowhere is neither"):
         check(digits(student={"model": "./nowhere"}), environment)
+
+
+def extract(folder: Path, title: str, **changes: Any) -> RunFile:
+    """A run file of fields whose labels lie beside it; one of them has this title."""
+    rows = [{"image_id": str(i), "image_path": f"{i}.png", "title": text} for i, text in enumerate(("short", title))]
+    for row in rows:
+        Image.new("RGB", (8, 8)).save(folder / row["image_path"])
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"title": {"type": "string", "description": "what can be seen"}}
+    task = {"kind": "extract", "fields": fields, "question": 'As {"title": "a cat"}'}
+    source = {"kind": "records", "path": "labels.jsonl", "field_columns": {"title": "title"}}
+    return digits(task=task, labeller={"source": source}, **changes).model_copy(update={"folder": folder})
+
+
+def test_the_longest_answer_of_local_labels_is_counted_and_refused_beyond_the_devices_limit(
+    environment: Environment, tmp_path: Path
+) -> None:
+    assert "the longest answer takes" in plan(extract(tmp_path, "a cat", device__max_new_tokens=64), environment)
+    message = r"run.device.max_new_tokens: 16 is too small for the answer '{\"title\":\"zyx.* at least \d+"
+    with pytest.raises(RunFileError, match=message):
+        check(extract(tmp_path, "zyx" * 20, device__max_new_tokens=16), environment)
+
+
+def test_what_only_a_teacher_can_tell_is_said_to_be_unknown_yet(environment: Environment) -> None:
+    task = {"classes": [{"no": "a cross"}, {"yes": "a tick"}], "question": "So?", "answer": "reasoning"}
+    text = plan(digits(task=task, labeller__teacher={"model": "m"}), environment)
+    assert "how long answers are is known with the labels; training refuses one of more than 8 tokens" in text
+
+
+def test_memory_is_said_for_every_phase_and_a_budget_that_cannot_be_kept_is_refused(environment: Environment) -> None:
+    assert "GB" in plan(digits(), environment)
+    with pytest.raises(RunFileError, match=r"run.trainer.memory_gb: phase 1 takes"):
+        check(digits(trainer__memory_gb=0.001), environment)
