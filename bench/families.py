@@ -34,8 +34,8 @@ PRINTABLE = "root ::= [ -~]+"
 """The server gives no log-probabilities of a token that is part of a character, which untrained weights like to answer."""
 IMAGES = 6
 SHOWN = {
-    "prompt_tokens": "tokens of a prompt", "image_tokens": "of the image", "layout_nats": "parity, nats", "text_mb": "text, MB",
-    "mmproj_mb": "mmproj, MB",
+    "prompt_tokens": "prompt tokens", "image_tokens": "image tokens", "layout_nats": "parity in nats", "text_mb": "text MB",
+    "mmproj_mb": "mmproj MB",
 }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def main() -> None:
     for name in options.names or families.NAMES:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = asdict(measure(name, Path(folder), toolchain))
-        print(f"{name:<12} " + ", ".join(f"{found[name][key]} {words}" for key, words in SHOWN.items()), flush=True)
+        print(f"{name:<12} " + ", ".join(f"{words} {found[name][key]}" for key, words in SHOWN.items()), flush=True)
     now = {"llama_cpp": read_pin().commit, "families": found}
     if RECORD.is_file():
         before = json.loads(RECORD.read_text())

@@ -342,7 +342,7 @@ def built() -> None:
     find_toolchain(read_environment())
 
 
-def _kept(name: str, factory: pytest.TempPathFactory) -> Path:
+def kept(name: str, factory: pytest.TempPathFactory) -> Path:
     """A folder for a run: below POCKETVLM_TEST_RUNS, where that is set, so that the next session finds the run done."""
     kept = os.environ.get("POCKETVLM_TEST_RUNS")
     return Path(kept) / name if kept else factory.mktemp(name)
@@ -351,7 +351,7 @@ def _kept(name: str, factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory, built: None) -> Place:
     """jobs/digits.yaml as it is, run to its end."""
-    there = place(_kept("digits", tmp_path_factory))
+    there = place(kept("digits", tmp_path_factory))
     done = there.pocketvlm("run", str(there.run_file))
     assert done.returncode == 0, done.stderr[-4000:]
     (there.folder / "log.txt").write_text(done.stderr + done.stdout)
@@ -361,7 +361,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory, built: None) -> Place:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, built: None) -> Place:
     """The small run, undisturbed, stage by stage; `seconds.json` says how long each took here."""
-    there = place(_kept("small", tmp_path_factory), SMALL)
+    there = place(kept("small", tmp_path_factory), SMALL)
     if (there.folder / "seconds.json").exists():
         return there
     seconds = {}

@@ -26,7 +26,7 @@ from pocketvlm.report.results import Metrics
 from pocketvlm.run_file import RunFile, read_run_file
 from pocketvlm.stages.stage import STAGES, run_stage
 
-from ..conftest import _kept
+from ..conftest import kept
 
 pytestmark = [pytest.mark.chain, pytest.mark.llamacpp, pytest.mark.timeout(1500)]
 
@@ -77,7 +77,7 @@ class Kitchen:
 @pytest.fixture(scope="module")
 def kitchen(tmp_path_factory: pytest.TempPathFactory, built: None) -> Kitchen:
     """Pictures on disk."""
-    folder = _kept("kitchen", tmp_path_factory)
+    folder = kept("kitchen", tmp_path_factory)
     write_plates(folder / "plates", PLATES)
     write_things(folder / "things", THINGS)
     return Kitchen(folder)

@@ -21,7 +21,7 @@ from pocketvlm.student.families import read_geometry
 from pocketvlm.student.pixels import grid
 from pocketvlm.student.prompt import IGNORE, PromptEncoder
 
-from ..conftest import Place, _kept, place
+from ..conftest import Place, kept, place
 
 pytestmark = [pytest.mark.chain, pytest.mark.llamacpp, pytest.mark.timeout(1500)]
 
@@ -39,7 +39,7 @@ EVALUATOR = {"beside": "digits", "max_images": 120, "parity_images": 4, "golden_
 @pytest.fixture(scope="module")
 def reasons(digits: Place, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """The run of reasons at its end, in a copy of the store of labels alone."""
-    folder = _kept("reasons", tmp_path_factory)
+    folder = kept("reasons", tmp_path_factory)
     base = digits.artifact("merger").id
     there = place(folder, {
         "name": "reasons", "task": TASK, "device": {"max_new_tokens": 64}, "student": {"model": f"models/{base}"},

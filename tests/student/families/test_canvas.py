@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from canvas_students import OWN, Shipped, Student, every_token, nats, toolchain_of
+from canvas_students import FAULT_NATS, OWN, Shipped, Student, every_token, nats, toolchain_of
 from PIL import Image, ImageChops
 
 from pocketvlm.llamacpp.audit import check_mmproj, read_keys
@@ -22,8 +22,6 @@ from pocketvlm.student.prompt import pad
 BOUNDS = {("f32", "f16"): 0.01, ("bf16", "f16"): 0.03, ("q8_0", "q8_0"): 0.15}
 """Types of text and mmproj -> root mean square over the vocabulary (nats), worst image. With float32 weights only pixels, tokens
 and graph are left to differ."""
-FAULT_NATS = 0.05
-"""What every planted fault moves at least, with float32 weights."""
 every_family = pytest.mark.parametrize("student", OWN, indirect=True)
 
 

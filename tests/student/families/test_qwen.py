@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from canvas_students import QWEN, Shipped, Student, every_token, nats
+from canvas_students import FAULT_NATS, QWEN, Shipped, Student, every_token, nats
 from PIL import Image
 
 from pocketvlm.errors import UserError
@@ -17,8 +17,6 @@ from pocketvlm.student.checkpoint import load_tokenizer
 from pocketvlm.student.families import geometry_of
 from pocketvlm.student.families.qwen_vl import image_positions
 
-FAULT_NATS = 0.05
-"""What every planted fault moves at least, with float32 weights."""
 every_qwen = pytest.mark.parametrize("student", QWEN, indirect=True)
 
 
