@@ -59,7 +59,7 @@ STRANGERS = {
     "predict/": ("stages", "teacher", "report", "review", "demo", "cluster", "local", "plan", "cli"),
     "demo/": ("stages", "teacher", "report", "review", "cluster", "local", "plan", "cli"),
     "doctor/": ("stages", "sources", "teacher", "cluster", "local", "plan", "cli"),
-    "publish/": ("stages", "student", "sources", "teacher", "llamacpp", "cluster", "local", "plan", "cli"),
+    "publish/": ("stages", "student", "sources", "teacher", "cluster", "local", "plan", "cli"),
     "compare/": ("stages", "sources", "teacher", "llamacpp", "cluster", "local", "plan", "cli"),
     "review/": ("stages", "student", "sources", "teacher", "llamacpp", "cluster", "local", "plan", "cli"),
     "stages/": ("cluster", "local", "plan", "cli"),

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from pocketvlm.artifacts.files import hash_file
 from pocketvlm.artifacts.release import Release
 from pocketvlm.doctor.examine import Diagnosis, examine, render, render_json
-from pocketvlm.doctor.gguf_file import read_gguf
 from pocketvlm.doctor.template import check_prompt
 from pocketvlm.environment import read_environment
 from pocketvlm.errors import UserError
+from pocketvlm.llamacpp.gguf_file import read_gguf
 from pocketvlm.llamacpp.toolchain import find_toolchain
 
 pytestmark = pytest.mark.llamacpp

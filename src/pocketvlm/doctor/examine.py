@@ -20,10 +20,10 @@ from pocketvlm.doctor import checkpoint as checkpoints
 from pocketvlm.doctor import pair as pairs
 from pocketvlm.doctor.checkpoint_file import Checkpoint
 from pocketvlm.doctor.finding import Diagnosis, Finding, render, render_json
-from pocketvlm.doctor.gguf_file import Gguf, NotGguf, read_gguf
 from pocketvlm.doctor.origin import Base, check_origin
 from pocketvlm.doctor.template import check_prompt
 from pocketvlm.errors import UserError
+from pocketvlm.llamacpp.gguf_file import Gguf, NotGguf, read_gguf
 
 __all__ = ["Diagnosis", "Finding", "examine", "render", "render_json"]
 

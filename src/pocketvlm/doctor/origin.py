@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pocketvlm.doctor import tensors
 from pocketvlm.doctor.checkpoint_file import Checkpoint
 from pocketvlm.doctor.finding import Finding
-from pocketvlm.doctor.gguf_file import Gguf
+from pocketvlm.llamacpp.gguf_file import Gguf
 
 BLIND = "the text model was trained on what another vision tower sees; what was learnt of images is lost"
 NEEDS = "give --checkpoint, the folder that they were made from (or --base, the model before training)"

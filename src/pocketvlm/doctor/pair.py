@@ -9,9 +9,9 @@ from typing import Any
 from pocketvlm.doctor.checkpoint import layer_norm_epsilon, longest_edge_px, rope_theta
 from pocketvlm.doctor.checkpoint_file import Checkpoint
 from pocketvlm.doctor.finding import Finding
-from pocketvlm.doctor.gguf_file import Gguf
 from pocketvlm.doctor.template import check_template, check_tokens
 from pocketvlm.llamacpp.convert_runner import pre_tokenizer_name
+from pocketvlm.llamacpp.gguf_file import Gguf
 
 LEAST_VISION_BITS = 5
 MANY_TILES = 17

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketvlm.doctor.checkpoint_file import DTYPES, Checkpoint
-from pocketvlm.doctor.gguf_file import Gguf, Tensor
+from pocketvlm.llamacpp.gguf_file import Gguf, Tensor
 
 ROWS = 16
 """Of a tensor, evenly spread: whatever trains a matrix changes every row."""
