@@ -63,8 +63,9 @@ def measure(name: str, folder: Path, toolchain: Toolchain) -> Measured:
     sys.path.insert(0, str(HERE / "tests" / "fixtures"))
     import families
 
-    from pocketvlm.student.checkpoint import complete_config, load_model, load_tokenizer
+    from pocketvlm.student.checkpoint import complete_config, load_model
     from pocketvlm.student.generation import next_tokens
+    from pocketvlm.student.processor_files import load_tokenizer
     from pocketvlm.student.prompt import PromptEncoder
     from pocketvlm.student.scoring import encode_images
 

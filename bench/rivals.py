@@ -17,8 +17,9 @@ from bench.clock import Spent, measured
 from bench.ours import text_targets
 from bench.setting import DEFAULT_BUDGET_TILES, QUESTION, Setting
 from pocketvlm.student import prompt
-from pocketvlm.student.checkpoint import CHAT_TEMPLATE, load_model, load_tokenizer
+from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.families.idefics3 import normalise
+from pocketvlm.student.processor_files import CHAT_TEMPLATE, load_tokenizer
 
 
 def processor(setting: Setting, *, longest_edge_px: int) -> Idefics3Processor:

@@ -17,8 +17,8 @@ from pocketvlm.artifacts.dataset import Row, write_split
 from pocketvlm.run_file import Device, Phase, Task, Trainer
 from pocketvlm.stages.training.learner import Precision, choose_precision
 from pocketvlm.student import pixels, published, tiny
-from pocketvlm.student.checkpoint import load_tokenizer
 from pocketvlm.student.families import Eye, read_geometry
+from pocketvlm.student.processor_files import load_tokenizer
 from pocketvlm.student.prompt import PromptEncoder
 
 CLASSES = ("water", "land", "fire", "wood", "metal")

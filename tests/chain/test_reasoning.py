@@ -16,9 +16,9 @@ from pocketvlm.artifacts.dataset import read_rows, read_split
 from pocketvlm.environment import read_environment
 from pocketvlm.predict import Model
 from pocketvlm.run_file import read_run_file
-from pocketvlm.student.checkpoint import load_tokenizer
 from pocketvlm.student.families import read_geometry
 from pocketvlm.student.pixels import grid
+from pocketvlm.student.processor_files import load_tokenizer
 from pocketvlm.student.prompt import IGNORE, PromptEncoder
 
 from ..conftest import Place, kept, place

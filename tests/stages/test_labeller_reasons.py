@@ -17,9 +17,9 @@ from pocketvlm.artifacts.corrections import FORMAT
 from pocketvlm.artifacts.dataset import SPLITS, read_quarantine, read_split
 from pocketvlm.errors import RunFileError
 from pocketvlm.run_file import RunFile, check_run_file
-from pocketvlm.student.checkpoint import load_tokenizer
 from pocketvlm.student.families import read_geometry
 from pocketvlm.student.pixels import grid
+from pocketvlm.student.processor_files import load_tokenizer
 from pocketvlm.student.prompt import IGNORE, PromptEncoder
 from pocketvlm.student.tasks import kind_of
 from pocketvlm.student.tiny import build_tiny

@@ -23,8 +23,9 @@ from pocketvlm.stages import merger
 from pocketvlm.stages.sharing import Desk
 from pocketvlm.stages.stage import Work
 from pocketvlm.student.adapters import inject, save_trained, train_parts, trained_tensors, write_phase
-from pocketvlm.student.checkpoint import load_model, load_tokenizer
+from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.families import read_geometry
+from pocketvlm.student.processor_files import load_tokenizer
 from pocketvlm.student.tiny import build_tiny
 
 BEST = Validation(step=1, accuracy=1.0, loss=0.0)

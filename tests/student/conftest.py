@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from pocketvlm.run_file import Task
-from pocketvlm.student.checkpoint import load_model, load_tokenizer
+from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.families import read_geometry
 from pocketvlm.student.grammar import AllowedAnswers
+from pocketvlm.student.processor_files import load_tokenizer
 from pocketvlm.student.prompt import PromptEncoder
 from pocketvlm.student.tasks import kind_of
 from pocketvlm.student.tiny import build_tiny

@@ -65,7 +65,7 @@ def student_facts(recipe: Recipe, folder: Path, environment: Environment) -> Stu
         checkpoint = base.fetch_base(recipe, folder, Path(scratch), environment, store, weights=False)
         geometry = read_geometry(checkpoint)
         about = base.read_facts(recipe.student, folder, checkpoint, environment, store)
-        from pocketvlm.student.checkpoint import load_tokenizer
+        from pocketvlm.student.processor_files import load_tokenizer
 
         encoder = PromptEncoder(load_tokenizer(checkpoint), geometry, recipe.task)
         problems = list(geometry.family.device_problems(geometry, recipe.device))

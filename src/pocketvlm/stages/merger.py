@@ -132,7 +132,7 @@ class _Probe:
     def __init__(self, geometry: Geometry, work: Work, source: Path) -> None:
         import torch
 
-        from pocketvlm.student.checkpoint import load_tokenizer
+        from pocketvlm.student.processor_files import load_tokenizer
 
         device, draw = work.recipe.device, np.random.default_rng(0)
         side = device.canvas_px or device.longest_edge_px

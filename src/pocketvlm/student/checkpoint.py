@@ -1,8 +1,6 @@
-"""Checkpoint folders in Hugging Face layout: reading a student, and writing what llama.cpp's converter needs.
+"""The model of a checkpoint folder in Hugging Face layout, and its config as llama.cpp's converter needs it.
 
-The converter takes `size.longest_edge` from preprocessor_config.json and then lets processor_config.json override it
-(conversion/base.py of the pin); where it is missing it silently writes one tile. So both files are always written.
-It refuses the text model unless `text_config.architectures` names it, and transformers drops that key when it saves.
+The converter refuses a text model unless `text_config.architectures` names it, and transformers drops that key when it saves.
 """
 
 from __future__ import annotations
@@ -13,21 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
 
 from pocketvlm.errors import UserError
 from pocketvlm.student.families import HEAD, read_geometry
-
-CHAT_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
-    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-"""SmolVLM's layout of a conversation, as the public model cards describe it."""
+from pocketvlm.student.processor_files import write_json
 
 
 def quiet() -> None:
@@ -74,35 +63,6 @@ def check_bits(bits: int, device: torch.device) -> None:
         raise UserError(f"run.trainer.base_bits: {bits} bits need the package bitsandbytes; install it, or use 16")
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint folder."""
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
-    return tokenizer
-
-
-def save_processor(folder: Path, tokenizer: PreTrainedTokenizerFast, *, tile_px: int, longest_edge_px: int) -> None:
-    """Tokenizer, template and both processor files, saying the device's tile budget."""
-    processor = Idefics3ImageProcessorPil(
-        size={"longest_edge": longest_edge_px},
-        max_image_size={"longest_edge": tile_px},
-        do_image_splitting=True,
-        do_resize=True,
-        do_convert_rgb=True,
-        resample=1,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    processor.save_pretrained(folder)
-    preprocessor = folder / "preprocessor_config.json"
-    settings = json.loads(preprocessor.read_text())
-    settings["image_processor_type"] = "Idefics3ImageProcessor"
-    write_json(preprocessor, settings)
-    write_json(folder / "processor_config.json", {"processor_class": "SmolVLMProcessor", "image_processor": settings})
-    tokenizer.save_pretrained(folder)
-
-
 def complete_config(folder: Path) -> None:
     """Puts back into config.json what the converter needs and a save by transformers may have dropped."""
     path = folder / "config.json"
@@ -111,8 +71,3 @@ def complete_config(folder: Path) -> None:
     if wanted is not None:
         config["text_config"]["architectures"] = [wanted]
         write_json(path, config)
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """The same bytes for the same data."""
-    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")

@@ -1,13 +1,22 @@
 """How much memory training takes, from the shapes of the student's tensors, and what size of a pass fits. No torch.
 
-Per weight: 4 bytes where it learns, 4 more for its gradient and 8 for AdamW's two moments; with bf16 arithmetic 2 more for the
-copy that autocast keeps of it. A frozen one takes 4, 2 or, in a base of few bits, about 1 or 0.5.
+It is the peak of what torch's allocator gives out: on a GPU what counts, but for CUDA's own and what fragments. Resident memory
+of a process on the CPU is more: 0.9 GB for Python, torch and transformers, and about 0.2 GB or a tenth that glibc keeps of what
+was given back (none with a fixed M_MMAP_THRESHOLD, where resident memory was the tensors' to 1 %).
 
-Per token and block, what the backward pass needs again (read from the forward passes of transformers' Llama and SigLIP and peft's
-LoRA layer, and held against peak memory by `python -m bench.memory`): of every linear layer what goes in and what comes out,
-what attention gives, twice the stream between the layers in fp32 for its norms (once more where the norms learn), and of a gated
-MLP the gate after its non-linearity. What goes in counts once a layer with bf16, since autocast makes a copy for each; with fp32
-once for all layers that share it. The head counts only where labels are.
+Per weight: 4 bytes where it learns, 4 more for its gradient and 8 for AdamW's two moments. A frozen one takes 4, 2 or, in a base
+of few bits, about 1 or 0.5. With bf16 arithmetic, autocast's copy of a matrix that learns (2) lives until it is gone back
+through, and its gradient is there twice for a moment, in bf16 and in fp32.
+
+Per token and block, what the backward pass needs again, counted from torch's records of allocations alive after the forward
+pass of transformers' Llama and SigLIP and peft's LoRA layer, in fp32 and bf16: what goes into each layer that learns (with bf16
+a copy each; with fp32 queries, keys and values share it, and so do the halves of a gated MLP), what comes out of each layer that
+does not write into the stream between the blocks, what a gated MLP's gate gives, twice the stream in fp32 for the two norms, once
+more each where RMSNorm learns (LayerNorm keeps only its input), what attention gives where that is not the very input kept above,
+and what lies between A and B of an adapter. Dropout adds the mask, a byte on CUDA and four on the CPU, of which one is counted.
+
+Going back, a block's activations go and its gradients come: the peak is that of this walk, block by block from the head.
+`python -m bench.memory` and tests/student/test_memory.py hold it against real steps.
 """
 
 from __future__ import annotations
@@ -25,8 +34,8 @@ from pocketvlm.student.families import HEAD, PARTS, Family, full_modules, lora_t
 Shape = tuple[int, ...]
 BITS_BYTES = {8: 1.05, 4: 0.55}
 """A weight of a base in few bits, its scales included."""
-LOGIT_BYTES = 14
-"""Of one number of the logits: bf16, fp32, its log-softmax and its gradient."""
+LOGIT_BYTES = 12
+"""Of one number of the logits on the way back: log-softmax, its gradient and the logits' own, fp32 each."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +52,53 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class Block:
+    """What the backward pass goes through at once, bytes."""
+
+    a_sample: float
+    """Activations of one sample that are kept for it."""
+    transient: float
+    """More of them for one sample while it is gone back through."""
+    copies: float
+    """Of its weights, by autocast."""
+    gradients: float
+    largest: float
+    """Of its gradients: where several passes add up, the newest is there beside their sum."""
+    fresh: float
+    """The same in bf16, before it is made fp32."""
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes that a phase takes."""
 
     weights: float
-    gradients: float
     moments: float
     held: float
     """Features or pixels of all images, where they lie on the device."""
-    a_sample: float
-    """Activations of one sample of a pass."""
-    transient: float
-    """The same while one block is gone back through."""
+    inputs: float
+    """What one sample of a pass is given of images."""
+    blocks: tuple[Block, ...]
+    """In the order of the forward pass."""
+
+    @property
+    def gradients(self) -> float:
+        """All of them."""
+        return sum(block.gradients for block in self.blocks)
+
+    def activations(self, size: int) -> float:
+        """When a pass of `size` samples turns back."""
+        return sum(size * block.a_sample + block.copies for block in self.blocks) + size * self.inputs
 
     def total(self, size: int, batch_size: int) -> float:
-        """With passes of `size` samples. Where one pass is a step, activations are given back while gradients come."""
-        activations = size * (self.a_sample + self.transient)
+        """With passes of `size` samples. Where there are several to a step, the gradients of those before are there too."""
         several = size < batch_size
-        return (self.weights + self.moments + self.held
-                + (self.gradients + activations if several else max(self.gradients, activations)))  # fmt: skip
+        now, peak = self.activations(size) + (self.gradients if several else 0), 0.0
+        for block in reversed(self.blocks):
+            peak = max(peak, now + size * block.transient)
+            now += (0 if several else block.gradients) - size * block.a_sample - block.copies
+            peak = max(peak, now + block.fresh + (block.largest if several else 0))
+        return self.weights + self.moments + self.held + peak
 
 
 @dataclass(frozen=True)
@@ -84,7 +121,7 @@ class Passes:
     def words(self) -> str:
         """For a person."""
         m, short = self.memory, "" if self.fits else ", which is more than there is"
-        activations = self.size * (m.a_sample + m.transient) / 1e9
+        activations = m.activations(self.size) / 1e9
         how = ", activations computed twice" if self.checkpointing else ""
         return (f"about {self.gigabytes:.2f} GB in passes of {self.size}{how}{short}: weights {m.weights / 1e9:.2f}, gradients "
                 f"{m.gradients / 1e9:.2f}, AdamW {m.moments / 1e9:.2f}, activations {activations:.2f}, images {m.held / 1e9:.2f}")
@@ -123,69 +160,103 @@ def estimate(
     sizes = {name: math.prod(shape) for name, shape in shapes.items() if not (tied_head and name == f"{HEAD}.weight")}
     layers = family.linear_layers(shapes, tied_head=tied_head)
     whole = {name for name in sizes if family.part_of(name) in phase.train}
-    adapted = 0
     targets: list[str] = []
     if phase.method == "lora":
         targets, _ = lora_targets(family, layers, phase, tied_head=tied_head)
-        adapted = sum(phase.rank * sum(shapes[f"{path}.weight"]) for path in targets)
         modules, _ = full_modules(family, [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")], phase)
         whole = {name for name in sizes if name.rpartition(".")[0] in modules}
         if tied_head and HEAD in modules:
             whole |= {name for name in sizes if name.endswith("embed_tokens.weight")}
-    learning = sum(sizes[name] for name in whole)
-    # Autocast copies what a matrix product reads: no embeddings, unless they are the head too.
-    copied = {f"{path}.weight" for path in layers} | ({name for name in sizes if name.endswith("embed_tokens.weight")} & whole
-                                                      if tied_head else set())  # fmt: skip
-    matrices = sum(sizes[name] for name in whole & copied) if b == 2 else 0
+    learning = {name: sizes[name] for name in whole}
+    adapted = sum(phase.rank * sum(shapes[f"{path}.weight"]) for path in targets)
     in_bits = sum(sizes[f"{path}.weight"] for path in layers if f"{path}.weight" in sizes) if settings.base_bits != 16 else 0
-    frozen = sum(sizes.values()) - learning - in_bits
-    weights = 4 * learning + 2 * matrices + b * frozen + BITS_BYTES.get(settings.base_bits, 0) * in_bits + 4 * adapted
-    saved, transient = _activations(family, shapes, phase, longest, b, targets, checkpointing)
-    head = longest.answer_tokens * _vocabulary(shapes) * LOGIT_BYTES
-    return Memory(weights, 4 * (learning + adapted), 8 * (learning + adapted), held_bytes, saved + head, transient)
+    number = sum(learning.values()) + adapted
+    frozen = sum(sizes.values()) - sum(learning.values()) - in_bits
+    weights = 4 * number + b * frozen + BITS_BYTES.get(settings.base_bits, 0) * in_bits
+    read = {f"{path}.weight" for path in layers}
+    blocks = _blocks(family, shapes, phase, longest, _Learns(learning, set(targets), read, tied_head), b, checkpointing)
+    wide = max((shape[1] for name, shape in shapes.items() if len(shape) == 2 and family.part_of(name) == "connector"), default=0)
+    # The features of a pass, and once more in the order of its tiles.
+    inputs = 0 if longest.patches else 2 * b * longest.visual_tokens * wide
+    return Memory(weights, 8 * number, held_bytes, inputs, blocks)
 
 
-def _activations(
-    family: Family, shapes: Mapping[str, Shape], phase: Phase, longest: Pass, b: int, targets: list[str], checkpointing: bool
-) -> tuple[float, float]:
-    """Bytes that a sample's forward pass keeps, and those of going back through its largest block."""
+@dataclass(frozen=True)
+class _Learns:
+    """What of a student does."""
+
+    sizes: Mapping[str, int]
+    """Of tensors that learn whole."""
+    targets: set[str]
+    read: set[str]
+    """Weights that matrix products read."""
+    tied_head: bool
+
+
+def _blocks(
+    family: Family, shapes: Mapping[str, Shape], phase: Phase, longest: Pass, learns: _Learns, b: int, checkpointing: bool
+) -> tuple[Block, ...]:
+    """From the first part that learns on: nothing before it is gone back through."""
     tokens: dict[Part, int] = {"vision": longest.patches, "connector": longest.visual_tokens, "text": longest.tokens}
     first = min(PARTS.index(part) for part in phase.train)
-    saved = transient = 0.0
-    blocks: defaultdict[tuple[Part, str], dict[str, Shape]] = defaultdict(dict)
+    own: defaultdict[tuple[int, str], dict[str, Shape]] = defaultdict(dict)
     for name, shape in shapes.items():
-        block = re.match(r"(.*\.\d+)\.", name)
-        if len(shape) == 2 and name.endswith(".weight") and block:
-            blocks[family.part_of(name), block[1]][name.removesuffix(".weight")] = shape
-    for (part, _), linears in blocks.items():
-        if PARTS.index(part) < first:
-            continue  # nothing before what learns is gone back through
-        learns = part in phase.train and phase.method == "full"
-        whole = tokens[part] * _block_bytes(linears, b, learns, sum(path in targets for path in linears) * phase.rank)
-        stream = tokens[part] * 4 * _width(linears)
-        saved += stream if checkpointing else whole
-        transient = max(transient, whole if checkpointing else whole / 2)
-    return saved, transient
+        part, block = PARTS.index(family.part_of(name)), re.match(r"(.*\.\d+)\.", name)
+        is_head = name == f"{HEAD}.weight" or (learns.tied_head and name.endswith("embed_tokens.weight"))
+        if part >= first and not (learns.tied_head and name == f"{HEAD}.weight"):
+            own[(len(PARTS), HEAD) if is_head else (part, block[1] if block else "")][name] = shape
+    blocks = []
+    for (part, path), tensors in sorted(own.items(), key=lambda item: item[0]):
+        linears = {name.removesuffix(".weight"): shape for name, shape in tensors.items() if name in learns.read}
+        saved = transient = 0.0
+        if path == HEAD:
+            transient = LOGIT_BYTES * longest.answer_tokens * max(shape[0] for shape in tensors.values())
+        elif not path:
+            wide = max((shape[1] for name, shape in tensors.items() if len(shape) == 2 and name not in learns.read), default=0)
+            # The stream as it comes in, and for the norm at its end.
+            saved = tokens[PARTS[part]] * 8 * wide
+            if longest.patches:  # else the features are there anyway
+                saved += tokens[PARTS[part]] * b * sum(shape[1] for path, shape in linears.items() if _chosen(path, learns))
+        elif linears:
+            whole = tokens[PARTS[part]] * _block_bytes(linears, phase, learns, b)
+            saved = tokens[PARTS[part]] * 4 * _width(linears) if checkpointing else whole
+            transient = (whole if checkpointing else 0) + tokens[PARTS[part]] * 2 * b * max(out for out, _ in linears.values())
+        blocks.append(_block(tensors, phase, learns, b, saved, transient))
+    return tuple(blocks)
 
 
-def _block_bytes(linears: Mapping[str, Shape], b: int, learns: bool, ranks: int) -> float:
+def _block(tensors: Mapping[str, Shape], phase: Phase, learns: _Learns, b: int, saved: float, transient: float) -> Block:
+    """With what its weights take besides."""
+    sizes = {name: learns.sizes[name] for name in tensors if name in learns.sizes}
+    adapters = sum(phase.rank * sum(shape) for name, shape in tensors.items() if name.removesuffix(".weight") in learns.targets)
+    read = [size for name, size in sizes.items()
+            if name in learns.read or (learns.tied_head and name.endswith("embed_tokens.weight"))]  # fmt: skip
+    copies, fresh = (2 * (sum(read) + adapters), 2 * max(read, default=0)) if b == 2 else (0, 0)
+    gradients, largest = 4 * (sum(sizes.values()) + adapters), 4 * max(sizes.values(), default=0)
+    return Block(saved, transient, copies, gradients, largest, fresh)
+
+
+def _chosen(path: str, learns: _Learns) -> bool:
+    return path in learns.targets or f"{path}.weight" in learns.sizes
+
+
+def _block_bytes(linears: Mapping[str, Shape], phase: Phase, learns: _Learns, b: int) -> float:
     """Per token, see above."""
     width, widest = _width(linears), max(out for out, _ in linears.values())
     gated = sum(out == widest for out, _ in linears.values()) > 1
-    ins = [wide for _, wide in linears.values()]
-    # With fp32, queries, keys and values share what goes in, and so do the two halves of a gated MLP.
-    shared = sum(ins) if b == 2 else sum(ins) - width * (2 + gated)
-    outs = sum(out for out, _ in linears.values())
-    stream = 2 * (4 - b) * width + (8 * width if learns else 0)
-    return b * (shared + outs + width + (widest if gated else 0) + ranks) + stream
+    ins = [wide for path, (_, wide) in linears.items() if _chosen(path, learns)]
+    whole = any(f"{path}.weight" in learns.sizes for path in linears)
+    ranks = phase.rank * sum(path in learns.targets for path in linears)
+    masks = sum(ins) if ranks and phase.dropout else 0
+    if b == 4 and not masks:
+        # What the norms and attention give: at most three inputs of the stream's width.
+        ins = [wide for wide in ins if wide != width] + [width] * min(3, ins.count(width))
+    outs = max(0, sum(out for out, _ in linears.values()) - 2 * width)
+    kept = sum(ins) + outs + (widest if gated else 0) + (0 if whole or b == 4 else width) + ranks
+    return b * kept + masks + 8 * width + (8 * width if whole and gated else 0)
 
 
 def _width(linears: Mapping[str, Shape]) -> int:
     """Of the stream between the layers: what most layers read."""
     ins = [wide for _, wide in linears.values()]
     return max(ins, key=ins.count)
-
-
-def _vocabulary(shapes: Mapping[str, Shape]) -> int:
-    ends = ("embed_tokens.weight", f"{HEAD}.weight")
-    return max((shape[0] for name, shape in shapes.items() if name.endswith(ends)), default=0)

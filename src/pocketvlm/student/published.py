@@ -16,8 +16,9 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMForConditionalGeneration
 
-from pocketvlm.student.checkpoint import quiet, save_processor
+from pocketvlm.student.checkpoint import quiet
 from pocketvlm.student.families.idefics3 import IMAGE
+from pocketvlm.student.processor_files import save_processor
 from pocketvlm.student.tiny import learn_tokens, with_special_tokens
 
 TILE_PX, PATCH_PX, SCALE_FACTOR = 512, 16, 4

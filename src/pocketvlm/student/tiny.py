@@ -18,8 +18,9 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from pocketvlm.student.checkpoint import CHAT_TEMPLATE, quiet, save_processor
+from pocketvlm.student.checkpoint import quiet
 from pocketvlm.student.families.idefics3 import END, FAKE, GLOBAL, IMAGE, MAX_GRID_SIDE, START
+from pocketvlm.student.processor_files import CHAT_TEMPLATE, save_processor
 
 TILE_PX, PATCH_PX, SCALE_FACTOR = 32, 8, 2
 TEXT_WIDTH, VISION_WIDTH, LAYERS = 128, 128, 4

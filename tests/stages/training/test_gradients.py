@@ -16,9 +16,10 @@ from pocketvlm.errors import UserError
 from pocketvlm.run_file import Phase, Task
 from pocketvlm.stages.training.learner import Learner
 from pocketvlm.student import adapters
-from pocketvlm.student.checkpoint import load_model, load_tokenizer
+from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.families import FAMILIES, HEAD, read_geometry
 from pocketvlm.student.families.idefics3 import TileEye
+from pocketvlm.student.processor_files import load_tokenizer
 from pocketvlm.student.prompt import PromptEncoder
 from pocketvlm.student.tiny import TILE_PX, build_tiny
 

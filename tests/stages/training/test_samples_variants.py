@@ -25,9 +25,10 @@ from pocketvlm.stages.training.features import Features, compute
 from pocketvlm.stages.training.learner import Learner
 from pocketvlm.stages.training.samples import Samples, read_samples
 from pocketvlm.stages.training.spool import Spool
-from pocketvlm.student.checkpoint import load_model, load_tokenizer
+from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.families import FAMILIES, MEDIA, read_geometry
 from pocketvlm.student.families.idefics3 import END, TileEye
+from pocketvlm.student.processor_files import load_tokenizer
 from pocketvlm.student.prompt import IGNORE, PromptEncoder
 from pocketvlm.student.tiny import TILE_PX, build_tiny
 from pocketvlm.student.variants import variants

@@ -16,10 +16,11 @@ from pocketvlm.stages.training.learner import Learner
 from pocketvlm.stages.training.samples import Samples
 from pocketvlm.stages.training.team import Team
 from pocketvlm.stages.training.validate import WRITTEN_IMAGES, Forced, Scored, Validator, Written, judge_of
-from pocketvlm.student.checkpoint import load_model, load_tokenizer
+from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.families import FAMILIES, read_geometry
 from pocketvlm.student.families.idefics3 import TileEye
 from pocketvlm.student.generation import generate
+from pocketvlm.student.processor_files import load_tokenizer
 from pocketvlm.student.prompt import IGNORE, PromptEncoder
 from pocketvlm.student.tasks import kind_of
 from pocketvlm.student.tiny import TILE_PX, build_tiny

@@ -12,11 +12,12 @@ from PIL import Image, ImageChops
 from pocketvlm.llamacpp.audit import check_mmproj, read_keys
 from pocketvlm.run_file import Device, Phase
 from pocketvlm.student import adapters
-from pocketvlm.student.checkpoint import load_model, load_tokenizer
+from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.families import FAMILIES, MEDIA, PARTS
 from pocketvlm.student.families.canvas import CanvasFamily
 from pocketvlm.student.forward import answer_loss
 from pocketvlm.student.generation import generate
+from pocketvlm.student.processor_files import load_tokenizer
 from pocketvlm.student.prompt import pad
 
 BOUNDS = {("f32", "f16"): 0.01, ("bf16", "f16"): 0.03, ("q8_0", "q8_0"): 0.15}

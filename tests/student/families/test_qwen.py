@@ -13,9 +13,9 @@ from canvas_students import FAULT_NATS, QWEN, Shipped, Student, every_token, nat
 from PIL import Image
 
 from pocketvlm.errors import UserError
-from pocketvlm.student.checkpoint import load_tokenizer
 from pocketvlm.student.families import geometry_of
 from pocketvlm.student.families.qwen_vl import image_positions
+from pocketvlm.student.processor_files import load_tokenizer
 
 every_qwen = pytest.mark.parametrize("student", QWEN, indirect=True)
 

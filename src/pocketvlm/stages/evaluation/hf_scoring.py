@@ -20,9 +20,10 @@ from pocketvlm.run_file import Device, Task
 from pocketvlm.stages.evaluation.parity import LEAST_NATS
 from pocketvlm.stages.sharing import dealt
 from pocketvlm.student import generation, scoring
-from pocketvlm.student.checkpoint import load_model, load_tokenizer
+from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.families import MEDIA, read_geometry
 from pocketvlm.student.grammar import AllowedAnswers
+from pocketvlm.student.processor_files import load_tokenizer
 from pocketvlm.student.prompt import PromptEncoder, answer_lead
 from pocketvlm.student.tasks import kind_of
 

@@ -30,8 +30,9 @@ from pocketvlm.stages.training.team import Team, join_team
 from pocketvlm.stages.training.trackers import check_trackers, upload_events
 from pocketvlm.stages.training.watch import memory_mb
 from pocketvlm.student import base
-from pocketvlm.student.checkpoint import check_bits, load_tokenizer
+from pocketvlm.student.checkpoint import check_bits
 from pocketvlm.student.families import read_geometry
+from pocketvlm.student.processor_files import load_tokenizer
 from pocketvlm.student.prompt import PromptEncoder
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate")

@@ -119,7 +119,7 @@ class Idefics3(Family):
 
     def save_processor(self, folder: Path, source: Path, geometry: TileGeometry, device: Device) -> None:
         """Both processor files, saying the device's tile budget."""
-        from pocketvlm.student.checkpoint import load_tokenizer, save_processor
+        from pocketvlm.student.processor_files import load_tokenizer, save_processor
 
         save_processor(folder, load_tokenizer(source), tile_px=geometry.tile_px, longest_edge_px=device.longest_edge_px)
 

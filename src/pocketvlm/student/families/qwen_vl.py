@@ -129,7 +129,7 @@ class QwenVL(CanvasFamily):
 
     def save_processor(self, folder: Path, source: Path, geometry: PatchGeometry, device: Device) -> None:
         """The checkpoint's files, but the limits of an image's area, in both processor files, leave the canvas alone."""
-        from pocketvlm.student.checkpoint import write_json
+        from pocketvlm.student.processor_files import write_json
 
         assert device.canvas_px is not None, "device_problems asks for one"
         super().save_processor(folder, source, geometry, device)
