@@ -14,6 +14,7 @@ import pytest
 
 from pocketvlm.artifacts.dataset import read_rows, read_split
 from pocketvlm.environment import read_environment
+from pocketvlm.llamacpp.toolchain import find_toolchain
 from pocketvlm.predict import Model
 from pocketvlm.run_file import read_run_file
 from pocketvlm.student.families import read_geometry
@@ -23,7 +24,7 @@ from pocketvlm.student.prompt import IGNORE, PromptEncoder
 
 from ..conftest import Place, kept, place
 
-pytestmark = [pytest.mark.chain, pytest.mark.llamacpp, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.chain, pytest.mark.llamacpp, pytest.mark.timeout(3000)]
 
 TASK: dict[str, Any] = {
     "answer": "reasoning",
@@ -91,9 +92,8 @@ def test_no_reason_and_no_field_of_a_teacher_is_in_what_the_student_is_asked(rea
 
 
 def test_a_person_gets_the_reason_with_the_answer(reasons: Place, tmp_path: Path) -> None:
-    places = {"store": str(reasons.folder / "store"), "cache": tmp_path / "cache"}
-    environment = read_environment().model_copy(update=places)
-    environment = environment.model_copy(update={"llama_cpp_home": read_environment().llama_cpp_home})
+    own = {"store": str(reasons.folder / "store"), "cache": tmp_path, "llama_cpp_home": find_toolchain(read_environment()).home}
+    environment = read_environment().model_copy(update=own)
     golden = next((reasons.folder / "store/releases/reasons").rglob("golden/*.png"))
     with Model.open("reasons", environment=environment) as model:
         row = model.predict(golden)

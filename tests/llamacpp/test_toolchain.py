@@ -19,7 +19,8 @@ from pocketvlm.llamacpp.build import read_pin
 from pocketvlm.llamacpp.convert_runner import PRE_TOKENIZERS, pre_tokenizer_name
 from pocketvlm.llamacpp.server import LlamaServer
 from pocketvlm.llamacpp.toolchain import Toolchain, find_toolchain
-from pocketvlm.student.prompt import MEDIA
+from pocketvlm.run_file import Device
+from pocketvlm.student.families import MEDIA, read_geometry
 from pocketvlm.student.tiny import build_tiny
 
 pytestmark = pytest.mark.llamacpp
@@ -51,9 +52,10 @@ def png(width: int = 40, height: int = 40) -> bytes:
 
 def test_vision_file_carries_the_tile_budget(toolchain: Toolchain, pair: tuple[Path, Path]) -> None:
     keys = read_keys(toolchain, pair[1])
-    check_mmproj(keys, longest_edge_px=64, tile_px=32)
+    geometry = read_geometry(pair[0].parent)
+    check_mmproj(keys, geometry.family.mmproj_keys(geometry, Device(longest_edge_px=64)))
     with pytest.raises(DataError, match="preproc_image_size is 64, not 512"):
-        check_mmproj(keys, longest_edge_px=512, tile_px=32)
+        check_mmproj(keys, geometry.family.mmproj_keys(geometry, Device(longest_edge_px=512)))
 
 
 def test_audit_counts_the_fallbacks_of_a_k_quant(toolchain: Toolchain, pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from pocketvlm.stages.labelling.verdict import Judge, Verdict
 from pocketvlm.stages.sharing import Desk as Sharing
 from pocketvlm.stages.sharing import Piece
 from pocketvlm.stages.stage import run_stage
+from pocketvlm.student.tasks import kind_of
 from pocketvlm.teacher.answers import Outcome, Usage
 
 
@@ -60,7 +61,7 @@ def price_of_one(desk: Desk) -> float:
 
 def verdict(run_file: RunFile, *panel: list[Outcome]) -> Verdict:
     item = Kept(Record("a.jpg"), "0" * 64, 0, (1, 1), b"", Path(), 0, 0, panel)
-    return Judge(run_file.run.labeller, CLASSES, None).verdict(item)
+    return Judge(run_file.run.labeller, kind_of(run_file.run.task), None).verdict(item)
 
 
 def said(confidence: float, vote: int = 0) -> Outcome:

@@ -1,8 +1,8 @@
 """How much memory training takes, from the shapes of the student's tensors, and what size of a pass fits. No torch.
 
 It is the peak of what torch's allocator gives out: on a GPU what counts, but for CUDA's own and what fragments. Resident memory
-of a process on the CPU is more: 0.9 GB for Python, torch and transformers, and about 0.2 GB or a tenth that glibc keeps of what
-was given back (none with a fixed M_MMAP_THRESHOLD, where resident memory was the tensors' to 1 %).
+of a process on the CPU is more: 0.9 GB for Python, torch and transformers, and what glibc keeps of what was given back (0.25 GB
+or an eighth for 256M by LoRA; with a fixed M_MMAP_THRESHOLD resident memory was the tensors' to 2 %).
 
 Per weight: 4 bytes where it learns, 4 more for its gradient and 8 for AdamW's two moments. A frozen one takes 4, 2 or, in a base
 of few bits, about 1 or 0.5. With bf16 arithmetic, autocast's copy of a matrix that learns (2) lives until it is gone back
@@ -13,7 +13,7 @@ pass of transformers' Llama and SigLIP and peft's LoRA layer, in fp32 and bf16: 
 a copy each; with fp32 queries, keys and values share it, and so do the halves of a gated MLP), what comes out of each layer that
 does not write into the stream between the blocks, what a gated MLP's gate gives, twice the stream in fp32 for the two norms, once
 more each where RMSNorm learns (LayerNorm keeps only its input), what attention gives where that is not the very input kept above,
-and what lies between A and B of an adapter. Dropout adds the mask, a byte on CUDA and four on the CPU, of which one is counted.
+and what lies between A and B of an adapter. Dropout adds its mask: one byte is counted (CUDA; the CPU has four; not measured).
 
 Going back, a block's activations go and its gradients come: the peak is that of this walk, block by block from the head.
 `python -m bench.memory` and tests/student/test_memory.py hold it against real steps.
