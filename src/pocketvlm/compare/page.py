@@ -199,7 +199,7 @@ def _parity(runs: Sequence[Run]) -> list[Row]:
             continue
         name = {"parity": "parity, max nats", "layout": "layout, max nats", "blind": "accuracy on grey images",
                 "majority": "the most frequent class", "transformers": "accuracy by transformers",
-                "base": "accuracy of the untrained base"}[key]  # fmt: skip
+                "base": "accuracy of the base, before training"}[key]  # fmt: skip
         rows.append(Row(name, [_of_parity(value) for value in found]))
     return rows
 

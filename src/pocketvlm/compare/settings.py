@@ -68,7 +68,7 @@ def _differing(found: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 def _leaves(prefix: str, value: Any) -> list[tuple[str, Any]]:
     """(key path, value) of all that is no mapping and no list of mappings."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
         return [leaf for key, inner in value.items() for leaf in _leaves(f"{prefix}.{key}" if prefix else key, inner)]
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         if all(len(item) == 1 for item in value):  # an ordered mapping: classes, fields

@@ -1,1 +1,1 @@
-"""The page on which a person tries a release: camera and upload, its types and the untrained base side by side."""
+"""The page on which a person tries a release: camera and upload, its types and the base before training side by side."""

@@ -109,7 +109,7 @@ def _answerers(data: ReportData) -> list[Answerer]:
     rows = [Answerer(name, "" if pair.shipped else "for parity", pair, pair, times.get(name)) for name, pair in pairs]
     free = ", freely" if metrics.transformers.written else ""
     text, mmproj = metrics.base_types
-    base = Answerer("untrained base", f"{text}, mmproj {mmproj}", metrics.base, None, times.get("base"))
+    base = Answerer("base", f"before training; {text}, mmproj {mmproj}", metrics.base, None, times.get("base"))
     return [*rows, Answerer("transformers", f"float32{free}", metrics.transformers, None, None), base]
 
 

@@ -153,7 +153,7 @@ class Asking:
 
         recipe, scratch = self.work.recipe, self.work.scratch
         source = base.fetch_base(recipe, self.work.recipe_folder, scratch, self.work.environment, self.work.store)
-        geometry, folder = read_geometry(source), scratch / "base-pair"
+        geometry, folder = read_geometry(source), (scratch / "base-pair").resolve()
         folder.mkdir()
         kind, mmproj = recipe.quantiser.types[0], recipe.quantiser.mmproj
         make_pair(

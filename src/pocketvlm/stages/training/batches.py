@@ -12,6 +12,9 @@ import numpy as np
 
 POOL_BATCHES = 32
 """Lengths are sorted inside random pools of this many batches: near-equal batches, and still another mix each epoch."""
+NEAR = 8
+"""Lengths that differ by less than this part of the longest count as equal. Names of classes take one token more or less: sorted
+by that, whole batches have one class (tiny student, 8 things, 96 steps: accuracy 0.70 on validation, against 1.00)."""
 
 
 class Order:
@@ -23,7 +26,9 @@ class Order:
     ) -> None:  # fmt: skip
         """With `classes`, that of each sample, every epoch has all classes equally often. Each epoch takes the next of an image's
         `looks`; `images` has the number of each sample's image."""
-        self._lengths = np.asarray(lengths)
+        longest = max(lengths, default=0)
+        # In steps, counted from the longest.
+        self._lengths = (longest - np.asarray(lengths)) // max(1, longest // NEAR)
         self._batch_size, self._seed = batch_size, list(seed)
         self._classes = None if classes is None else np.asarray(classes)
         self._looks, self._images = looks, None if images is None else np.asarray(images)
