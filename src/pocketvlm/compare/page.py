@@ -155,10 +155,10 @@ def _splits(runs: Sequence[Run]) -> list[str]:
 
 
 def _classes(runs: Sequence[Run]) -> list[str]:
-    """Classes of all runs, in the order of the first that has them."""
+    """Classes of all runs, in the order of the first that has them; none for tasks without."""
     found = dict.fromkeys(name for run in runs for counts in run.dataset.facts.get("counts", {}).values() for name in counts)
     order = [name for run in runs for name in run.metrics.get("classes", [])]
-    return [name for name in dict.fromkeys([*order, *found]) if name in found]
+    return [name for name in dict.fromkeys([*order, *found]) if name in found] if order else []
 
 
 def _count(run: Run, split: str, name: str) -> int:

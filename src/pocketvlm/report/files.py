@@ -58,10 +58,10 @@ def summary(run_file: RunFile, report: Artifact, ggufs: Artifact) -> str:
             f"{pair.agreement:.4f}", f"{pair.prompt_tokens[1]} tokens",
             f"{latency[name]['total_ms_median']:.3g}" if name in latency else "",
         ))  # fmt: skip
-    lists = "" if metrics.base.list_f1 is None else f" (list F1 {metrics.base.list_f1:.4f})"
+    base_lists = "" if metrics.base.list_f1 is None else f" (list F1 {metrics.base.list_f1:.4f})"
     last = (
         f"{run_file.run.name}: {metrics.images} test images; transformers {metrics.transformers.accuracy:.4f}, base "
-        f"{metrics.base.accuracy:.4f}{lists}, without seeing {metrics.blind.accuracy:.4f}; parity "
+        f"{metrics.base.accuracy:.4f}{base_lists}, without seeing {metrics.blind.accuracy:.4f}; parity "
         f"{metrics.parity.max_nats:.4f} nats, layout {metrics.layout.max_nats:.4f}"
     )
     return f"{_table(rows)}\n{last}"
