@@ -54,7 +54,7 @@ def passes_of(recipe: Recipe, facts: StudentFacts, phase: Phase, train_images: i
     looks = 1 if settings.augment is None else 1 + settings.augment.variants
     held = (train_images or 0) * looks * distinct * _feature_width(facts) * FEATURE_BYTES if kept else 0
     longest_pass = Pass(len(encoder.prompt(layout)) + answer, answer, visual,
-                        0 if kept else facts.family.patches(facts.geometry, distinct))  # fmt: skip
+                        0 if kept else distinct * facts.geometry.patches_per_token)  # fmt: skip
     return choose_passes(
         facts.family, facts.shapes, settings, phase, longest_pass, tied_head=facts.geometry.tied_head,
         precision="fp32" if settings.precision == "fp32" else "bf16", held_bytes=held,

@@ -204,7 +204,7 @@ def _longest(run: Run, train: Features) -> Pass:
               ((samples.prompt(n), samples.places[samples.look_of(n)]) for n in range(len(samples)))]  # fmt: skip
     visual = tiles * max(images)
     answers = [length - prompt for length, prompt in zip(samples.lengths, samples.prompt_lengths, strict=True)]
-    return Pass(max(samples.lengths), max(answers), visual, 0 if train.cached else geometry.family.patches(geometry, visual))
+    return Pass(max(samples.lengths), max(answers), visual, 0 if train.cached else visual * geometry.patches_per_token)
 
 
 def _budget(device: torch.device) -> float | None:

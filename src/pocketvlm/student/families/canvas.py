@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pocketvlm.run_file import Device
-from pocketvlm.student.families.family import Family, Sight
+from pocketvlm.student.families.family import Family, Geometry, Sight
 from pocketvlm.student.pixels import Tiles
 
 PROCESSOR_FILES = (
@@ -18,6 +18,24 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json", "generation_config.json",
 )  # fmt: skip
 """What stands beside the weights of a published checkpoint, as far as it has them."""
+
+
+@dataclass(frozen=True)
+class PatchGeometry(Geometry):
+    """Square patches, of which `merge` x `merge` become one token."""
+
+    patch_px: int
+    merge: int
+
+    @property
+    def token_px(self) -> int:
+        """Side of what one visual token shows."""
+        return self.patch_px * self.merge
+
+    @property
+    def patches_per_token(self) -> int:
+        """Patches of a token."""
+        return self.merge**2
 
 
 @dataclass(frozen=True)
@@ -47,8 +65,13 @@ def one_tile(tile: Tiles, layout: CanvasLayout) -> Sight:
 class CanvasFamily(Family):
     """A family that goes through its own processor, on a canvas that leaves it nothing to resize."""
 
-    def canvas_problems(self, device: Device, fit: Sequence[int]) -> Iterator[str]:
-        """Whether the canvas is one of `fit` (px); and no other key says how an image is cut."""
+    least_tokens: int
+    most_tokens: int
+    """Of an image. Below and beyond, llama.cpp resizes or tiles it (clip.cpp: set_limit_image_tokens)."""
+
+    def device_problems(self, geometry: PatchGeometry, device: Device) -> Iterator[str]:
+        """The canvas must be whole tokens, as many as llama.cpp leaves alone; and no other key says how an image is cut."""
+        fit = [n * geometry.token_px for n in range(1, self.most_tokens) if self.least_tokens <= n * n <= self.most_tokens]
         sizes = ", ".join(map(str, fit[:8])) + (f" ... {fit[-1]}" if len(fit) > 8 else "")
         if device.canvas_px not in fit:
             yield (f"canvas_px: {device.canvas_px} is no canvas that llama.cpp leaves as it is for {self.name}, so that pixels "

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
@@ -101,16 +101,18 @@ class Eye(Protocol):
         """The `Layout` of an image of this width and height."""
 
 
-F = TypeVar("F", bound="Family")
-
-
 @dataclass(frozen=True)
-class Geometry:
+class Geometry(ABC):
     """What a checkpoint's config.json fixes. A family may add fields of its own."""
 
     family: Family
     tied_head: bool
     """The output head shares its weights with the token embeddings."""
+
+    @property
+    @abstractmethod
+    def patches_per_token(self) -> int:
+        """Patches that the vision tower makes one visual token of."""
 
 
 class Family(ABC):
@@ -176,10 +178,6 @@ class Family(ABC):
     def mmproj_keys(self, geometry: Any, device: Device) -> dict[str, Any]:
         """Keys that the vision file must have, so that it sees images as the student did."""
 
-    def patches(self, geometry: Any, visual_tokens: int) -> int:
-        """Patches that the vision tower makes so many visual tokens of, for estimates of memory."""
-        return visual_tokens * int(getattr(geometry, "scale_factor", 2)) ** 2
-
     # --- the forward pass, in three steps
 
     @abstractmethod
@@ -187,17 +185,34 @@ class Family(ABC):
         """tiles (N, ...) as `Sight` has them, on the model's device -> features_NTC, in the vision part's dtype."""
 
     @abstractmethod
+    def text_model(self, model: Any) -> Any:
+        """The text model, without its head."""
+
+    def visual_tokens(self, model: Any, features_NTC: Tensor) -> Tensor:
+        """visual_NTD, as they stand among the text's embeddings: the features themselves, where they come from behind the
+        connector."""
+        return features_NTC
+
     def prefill(self, model: Any, ids_BS: Tensor, features_NTC: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """hidden_BSD of whole sequences, and the position that `step` goes on from.
+        """hidden_BSD of whole sequences, and the position that `step` goes on from (None: the cache's length).
 
         features_NTC are the tiles of all samples in order, repetitions written out. Samples are filled up on the right, so
         the causal mask alone is right; with a cache all are of one length. Raises ValueError when the number of features is
         not that of the image tokens.
         """
+        embeddings_BSD = self.text_model(model).get_input_embeddings()(ids_BS)
+        visual_NTD = self.visual_tokens(model, features_NTC)
+        return self._hidden(model, place_features(embeddings_BSD, ids_BS, visual_NTD, model.config.image_token_id), cache), None
 
-    @abstractmethod
     def step(self, model: Any, ids_B1: Tensor, position: Any, cache: Any) -> tuple[Tensor, Any]:
         """hidden_B1D of one more token each, and the next position."""
+        return self._hidden(model, self.text_model(model).get_input_embeddings()(ids_B1), cache), None
+
+    def _hidden(self, model: Any, embeddings_BSD: Tensor, cache: Any, **more: Any) -> Tensor:
+        text = self.text_model(model)
+        output = text(inputs_embeds=embeddings_BSD, past_key_values=cache, use_cache=cache is not None, **more)
+        hidden_BSD: Tensor = output.last_hidden_state
+        return hidden_BSD
 
     def new_cache(self, model: Any) -> Any:
         """An empty cache of keys and values for `prefill` and `step`."""

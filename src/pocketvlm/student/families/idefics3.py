@@ -15,7 +15,7 @@ from PIL import Image
 
 from pocketvlm.run_file import Device
 from pocketvlm.student import pixels
-from pocketvlm.student.families.family import HEAD, Family, Geometry, Sight, Template, place_features
+from pocketvlm.student.families.family import HEAD, Family, Geometry, Sight, Template
 from pocketvlm.student.pixels import Grid
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ class TileGeometry(Geometry):
     @property
     def tokens_per_tile(self) -> int:
         """Visual tokens of one tile: patches, less pixel shuffle's scale factor squared."""
-        return (self.tile_px // self.patch_px) ** 2 // self.scale_factor**2
+        return (self.tile_px // self.patch_px) ** 2 // self.patches_per_token
+
+    @property
+    def patches_per_token(self) -> int:
+        """Pixel shuffle's scale factor squared."""
+        return self.scale_factor**2
 
 
 @dataclass(frozen=True)
@@ -138,21 +143,14 @@ class Idefics3(Family):
         features_NTC: Tensor = connector.pixel_shuffle(patches_NPC, connector.scale_factor)
         return features_NTC
 
-    def prefill(self, model: Any, ids_BS: Tensor, features_NTC: Tensor, cache: Any = None) -> tuple[Tensor, None]:
-        """Features through the connector, then the text model, which counts positions by its cache."""
-        visual_NTD = model.model.connector.modality_projection(features_NTC)
-        embeddings_BSD = model.model.text_model.get_input_embeddings()(ids_BS)
-        embeddings_BSD = place_features(embeddings_BSD, ids_BS, visual_NTD, model.config.image_token_id)
-        return self._text(model, embeddings_BSD, cache), None
+    def text_model(self, model: Any) -> Any:
+        """Counts positions by its cache."""
+        return model.model.text_model
 
-    def step(self, model: Any, ids_B1: Tensor, position: None, cache: Any) -> tuple[Tensor, None]:
-        """The position is the cache's length."""
-        return self._text(model, model.model.text_model.get_input_embeddings()(ids_B1), cache), None
-
-    def _text(self, model: Any, embeddings_BSD: Tensor, cache: Any) -> Tensor:
-        output = model.model.text_model(inputs_embeds=embeddings_BSD, past_key_values=cache, use_cache=cache is not None)
-        hidden_BSD: Tensor = output.last_hidden_state
-        return hidden_BSD
+    def visual_tokens(self, model: Any, features_NTC: Tensor) -> Tensor:
+        """Through the connector."""
+        visual_NTD: Tensor = model.model.connector.modality_projection(features_NTC)
+        return visual_NTD
 
 
 def normalise(tiles_NHWC: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ is chosen such that nothing is resized, and every image is one tile without a th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,26 +16,11 @@ import numpy as np
 from PIL import Image
 
 from pocketvlm.run_file import Device
-from pocketvlm.student.families.canvas import CanvasFamily, CanvasLayout, one_tile
-from pocketvlm.student.families.family import HEAD, Geometry, Sight, Template, place_features
+from pocketvlm.student.families.canvas import CanvasFamily, CanvasLayout, PatchGeometry, one_tile
+from pocketvlm.student.families.family import HEAD, Sight, Template
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-LEAST_TOKENS, MOST_TOKENS = 64, 256
-
-
-@dataclass(frozen=True)
-class PatchGeometry(Geometry):
-    """Patches, of which `merge` x `merge` become one token."""
-
-    patch_px: int
-    merge: int
-
-    @property
-    def token_px(self) -> int:
-        """Side of a token."""
-        return self.patch_px * self.merge
 
 
 @dataclass(frozen=True)
@@ -74,6 +59,7 @@ class Lfm2Vl(CanvasFamily):
         bos="<|startoftext|>",
     )
     image_token = "<image>"
+    least_tokens, most_tokens = 64, 256
 
     def geometry(self, config: Mapping[str, Any]) -> PatchGeometry:
         """Size of a patch and how many make a token."""
@@ -81,12 +67,6 @@ class Lfm2Vl(CanvasFamily):
             family=self, tied_head=config.get("tie_embedding", config.get("tie_word_embeddings", True)),
             patch_px=config["vision_config"].get("patch_size", 16), merge=config.get("downsample_factor", 2),
         )  # fmt: skip
-
-    def device_problems(self, geometry: PatchGeometry, device: Device) -> Iterator[str]:
-        """The canvas must be what llama.cpp leaves as it is."""
-        side = geometry.token_px
-        fit = [n * side for n in range(1, MOST_TOKENS) if LEAST_TOKENS <= n * n <= MOST_TOKENS]
-        yield from self.canvas_problems(device, fit)
 
     def eye(self, geometry: PatchGeometry, device: Device, folder: Path) -> PatchEye:
         """Needs no file of the checkpoint: nothing is resized."""
@@ -115,20 +95,9 @@ class Lfm2Vl(CanvasFamily):
         visual: Tensor = model.model.multi_modal_projector(seen.last_hidden_state.unflatten(1, (side, side)))
         return visual.flatten(1, 2)
 
-    def prefill(self, model: Any, ids_BS: Tensor, features_NTC: Tensor, cache: Any = None) -> tuple[Tensor, None]:
-        """The text model counts positions by its cache."""
-        embeddings_BSD = model.model.language_model.get_input_embeddings()(ids_BS)
-        embeddings_BSD = place_features(embeddings_BSD, ids_BS, features_NTC, model.config.image_token_id)
-        return self._text(model, embeddings_BSD, cache), None
-
-    def step(self, model: Any, ids_B1: Tensor, position: None, cache: Any) -> tuple[Tensor, None]:
-        """The position is the cache's length."""
-        return self._text(model, model.model.language_model.get_input_embeddings()(ids_B1), cache), None
-
-    def _text(self, model: Any, embeddings_BSD: Tensor, cache: Any) -> Tensor:
-        output = model.model.language_model(inputs_embeds=embeddings_BSD, past_key_values=cache, use_cache=cache is not None)
-        hidden_BSD: Tensor = output.last_hidden_state
-        return hidden_BSD
+    def text_model(self, model: Any) -> Any:
+        """Counts positions by its cache."""
+        return model.model.language_model
 
 
 LFM2_VL = Lfm2Vl()

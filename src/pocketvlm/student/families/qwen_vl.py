@@ -9,7 +9,7 @@ behind them, along the width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +18,14 @@ from PIL import Image
 
 from pocketvlm.errors import UserError
 from pocketvlm.run_file import Device
-from pocketvlm.student.families.canvas import CanvasFamily, CanvasLayout, one_tile
-from pocketvlm.student.families.family import HEAD, Geometry, Sight, Template, place_features
+from pocketvlm.student.families.canvas import CanvasFamily, CanvasLayout, PatchGeometry, one_tile
+from pocketvlm.student.families.family import HEAD, Sight, Template, place_features
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MERGE = 2
 """Patches of a token in each direction; clip.cpp and qwen2vl.cpp of the pin have it in their loops."""
-LEAST_TOKENS, MOST_TOKENS = 8, 4096
-"""Of an image. Below and beyond, llama.cpp resizes it (clip.cpp: set_limit_image_tokens)."""
 IMAGE, END = "<|image_pad|>", "<|im_end|>"
 TURN = "<|im_start|>user\n{image}{question}<|im_end|>\n<|im_start|>assistant\n"
 SYSTEM = "<|im_start|>system\n{system}<|im_end|>\n"
@@ -36,17 +34,11 @@ HELPFUL = SYSTEM.format(system="You are a helpful assistant.")
 
 
 @dataclass(frozen=True)
-class PatchGeometry(Geometry):
-    """Square patches, MERGE x MERGE of them a token."""
+class TowerGeometry(PatchGeometry):
+    """MERGE x MERGE patches a token."""
 
-    patch_px: int
     blocks: int
     """Layers of the vision tower."""
-
-    @property
-    def token_px(self) -> int:
-        """Side of what one visual token shows."""
-        return self.patch_px * MERGE
 
 
 @dataclass(frozen=True)
@@ -82,6 +74,7 @@ class QwenVL(CanvasFamily):
     }
     image_token = IMAGE
     embeddings = ("embed_tokens", "pos_embed")
+    least_tokens, most_tokens = 8, 4096
 
     def __init__(
         self, name: str, architecture: str, *, plain: str, projector: str, patch_px: int, blocks: int,
@@ -96,7 +89,7 @@ class QwenVL(CanvasFamily):
         self._projector, self._patch_px, self._blocks = projector, patch_px, blocks
         self._fixed = {"vision_config.spatial_merge_size": MERGE, "vision_config.temporal_patch_size": 2, **(fixed or {})}
 
-    def geometry(self, config: Mapping[str, Any]) -> PatchGeometry:
+    def geometry(self, config: Mapping[str, Any]) -> TowerGeometry:
         """Raises UserError for a number that llama.cpp does not read from the checkpoint and has otherwise."""
         for path, value in self._fixed.items():
             block, _, key = path.rpartition(".")
@@ -105,29 +98,24 @@ class QwenVL(CanvasFamily):
                 raise UserError(f"config.json: {path} is {found}, and llama.cpp takes {value} for {self.name} whatever it says; "
                                 "use a model that has it")  # fmt: skip
         vision, text = config["vision_config"], config.get("text_config", {})
-        return PatchGeometry(
+        return TowerGeometry(
             family=self,
             tied_head=config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False),
             patch_px=vision.get("patch_size", self._patch_px),
+            merge=MERGE,
             blocks=vision.get("depth", self._blocks),
         )
 
-    def device_problems(self, geometry: PatchGeometry, device: Device) -> Iterator[str]:
-        """The canvas must be whole tokens, as many as llama.cpp leaves alone."""
-        side = geometry.token_px
-        fit = [n * side for n in range(1, MOST_TOKENS) if LEAST_TOKENS <= n * n <= MOST_TOKENS]
-        yield from self.canvas_problems(device, fit)
-
-    def eye(self, geometry: PatchGeometry, device: Device, folder: Path) -> PatchEye:
+    def eye(self, geometry: TowerGeometry, device: Device, folder: Path) -> PatchEye:
         """Raises UserError when the checkpoint's processor is missing or cuts other patches."""
         assert device.canvas_px is not None, "device_problems asks for one"
         return PatchEye(_processor(folder, geometry), device.canvas_px, geometry.token_px)
 
-    def image_tokens(self, geometry: PatchGeometry, layout: CanvasLayout) -> list[str]:
+    def image_tokens(self, geometry: TowerGeometry, layout: CanvasLayout) -> list[str]:
         """As mtmd puts them: a token before, one after."""
         return ["<|vision_start|>", *[IMAGE] * layout.tokens, "<|vision_end|>"]
 
-    def save_processor(self, folder: Path, source: Path, geometry: PatchGeometry, device: Device) -> None:
+    def save_processor(self, folder: Path, source: Path, geometry: TowerGeometry, device: Device) -> None:
         """The checkpoint's files, but the limits of an image's area, in both processor files, leave the canvas alone."""
         from pocketvlm.student.processor_files import write_json
 
@@ -141,7 +129,7 @@ class QwenVL(CanvasFamily):
         kind = self.architecture.replace("ForConditionalGeneration", "Processor")
         write_json(folder / "processor_config.json", {"processor_class": kind, "image_processor": settings})
 
-    def mmproj_keys(self, geometry: PatchGeometry, device: Device) -> dict[str, Any]:
+    def mmproj_keys(self, geometry: TowerGeometry, device: Device) -> dict[str, Any]:
         """What decides how the tower reads patches."""
         return {
             "clip.projector_type": self._projector, "clip.vision.patch_size": geometry.patch_px,
@@ -161,33 +149,30 @@ class QwenVL(CanvasFamily):
         features_RC = torch.cat(layers, dim=-1)
         return features_RC.view(len(tiles), -1, features_RC.shape[-1])
 
+    def text_model(self, model: Any) -> Any:
+        """Is told its positions."""
+        return model.model.language_model
+
     def prefill(self, model: Any, ids_BS: Tensor, features_NTC: Tensor, cache: Any = None) -> tuple[Tensor, int]:
         """Features in the place of the image's tokens; in the text, an image is as many positions as its side has tokens."""
         import torch
 
-        text, image_id = model.model.language_model, model.config.image_token_id
-        embeddings_BSD = text.embed_tokens(ids_BS)
+        image_id = model.config.image_token_id
+        embeddings_BSD = self.text_model(model).embed_tokens(ids_BS)
         visual_NTD, *deeper = torch.split(features_NTC, embeddings_BSD.shape[-1], dim=-1)
         embeddings_BSD = place_features(embeddings_BSD, ids_BS, visual_NTD, image_id)
         positions_3BS = image_positions(ids_BS == image_id, visual_NTD.shape[1])
         more = {}
         if deeper:
             more = {"visual_pos_masks": ids_BS == image_id, "deepstack_visual_embeds": [layer.flatten(0, 1) for layer in deeper]}
-        hidden_BSD = self._text(model, embeddings_BSD, positions_3BS, cache, **more)
+        hidden_BSD = self._hidden(model, embeddings_BSD, cache, position_ids=positions_3BS, **more)
         return hidden_BSD, ids_BS.shape[1] - visual_NTD.shape[1] + math.isqrt(visual_NTD.shape[1])
 
     def step(self, model: Any, ids_B1: Tensor, position: int, cache: Any) -> tuple[Tensor, int]:
         """The same position in all three directions."""
-        embeddings_B1D = model.model.language_model.embed_tokens(ids_B1)
+        embeddings_B1D = self.text_model(model).embed_tokens(ids_B1)
         positions_3B1 = ids_B1.new_full((3, *ids_B1.shape), position)
-        return self._text(model, embeddings_B1D, positions_3B1, cache), position + 1
-
-    def _text(self, model: Any, embeddings_BSD: Tensor, positions_3BS: Tensor, cache: Any, **more: Any) -> Tensor:
-        output = model.model.language_model(
-            inputs_embeds=embeddings_BSD, position_ids=positions_3BS, past_key_values=cache, use_cache=cache is not None, **more
-        )
-        hidden_BSD: Tensor = output.last_hidden_state
-        return hidden_BSD
+        return self._hidden(model, embeddings_B1D, cache, position_ids=positions_3B1), position + 1
 
 
 def image_positions(image_BS: Tensor, tokens: int) -> Tensor:
@@ -206,7 +191,7 @@ def image_positions(image_BS: Tensor, tokens: int) -> Tensor:
     return torch.stack([torch.where(image_BS, first_B1 + way_BS, text_BS) for way_BS in ways])
 
 
-def _processor(folder: Path, geometry: PatchGeometry) -> Any:
+def _processor(folder: Path, geometry: TowerGeometry) -> Any:
     """The checkpoint's image processor, by Pillow and NumPy."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
