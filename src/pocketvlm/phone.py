@@ -12,12 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pocketvlm.artifacts.release import Release
 from pocketvlm.llamacpp.server import Completion, LlamaServer, Step
 from pocketvlm.llamacpp.toolchain import Toolchain
 from pocketvlm.student.families import MEDIA
 from pocketvlm.student.grammar import AllowedAnswers
 from pocketvlm.student.prompt import answer_lead
-from pocketvlm.student.tasks import TaskKind
+from pocketvlm.student.tasks import TaskKind, kind_of
 
 TOP = 128
 """Log-probabilities asked of each step of a closed answer: 10 ms an answer on the tiny student, against 22 ms for 512."""
@@ -91,6 +92,12 @@ class Question:
     def lead(self) -> str:
         """What stands before an answer."""
         return answer_lead(self.prompt)
+
+
+def released_question(folder: Path, release: Release) -> Question:
+    """What is sent with every image, from the files of a release in `folder`."""
+    prompt, grammar = ((folder / name).read_bytes().decode() for name in ("prompt.txt", "grammar.gbnf"))
+    return Question(prompt, grammar, kind_of(release.asked()), int(release.sampling["max_new_tokens"]))
 
 
 def pair_threads(text: Path, mmproj: Path, threads: int) -> int:

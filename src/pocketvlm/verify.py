@@ -14,8 +14,7 @@ from pocketvlm.artifacts.files import hash_file
 from pocketvlm.artifacts.release import Release, parse_release
 from pocketvlm.errors import Corrupt, GateRefused, UserError
 from pocketvlm.llamacpp.toolchain import Toolchain
-from pocketvlm.phone import SPARE_TOKENS, Pair, Question
-from pocketvlm.student.tasks import kind_of
+from pocketvlm.phone import SPARE_TOKENS, Pair, released_question
 
 CONFIDENCE_TOLERANCE = 0.02
 """Sound CPUs differ in the low bits of a sum. The golden images are those that every type is surest of, so 0.02 is wide."""
@@ -47,16 +46,11 @@ def verify(folder: Path, toolchain: Toolchain, threads: int) -> VerifyResult:
     Types that were left out by `pull --types` are not asked; at least one must be there.
     """
     release = _read_release(folder)
-    types = [name for name, pair in release.types.items() if (folder / pair.text_model).is_file()]
-    if not types:
-        raise UserError(f"{folder}: holds no type of {release.name}; pull at least one of {', '.join(release.types)}")
+    types = release.types_in(folder)
     left_out = {release.types[name].text_model for name in release.types if name not in types}
     left_out |= {pair.mmproj for pair in release.types.values()} - {release.types[name].mmproj for name in types}
     checked = _check_files(folder, release, left_out)
-    question = Question(
-        (folder / "prompt.txt").read_bytes().decode(), (folder / "grammar.gbnf").read_bytes().decode(),
-        kind_of(release.asked()), release.sampling["max_new_tokens"],
-    )  # fmt: skip
+    question = released_question(folder, release)
     context = release.prompt_tokens + question.max_new_tokens + SPARE_TOKENS
     golden: list[dict[str, Any]] = json.loads((folder / GOLDEN).read_bytes())["images"]
     problems: list[str] = []

@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from fixture_http import in_a_thread
+
 LARGE = (".gguf", ".safetensors", ".parquet", ".png", ".tar", ".zip")
 """Ends of the names that the Hub keeps as large files; others too, above LARGE_BYTES."""
 LARGE_BYTES = 1_000_000
@@ -111,14 +113,8 @@ class UploadHub(ThreadingHTTPServer):
 @contextmanager
 def serving(token: str = "hf_tokenofthetests0000", part_bytes: int = 1_000_000) -> Iterator[UploadHub]:
     """A server in a thread."""
-    with UploadHub(token, part_bytes) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with UploadHub(token, part_bytes) as server, in_a_thread(server, 0.02):
+        yield server
 
 
 class _Handler(BaseHTTPRequestHandler):

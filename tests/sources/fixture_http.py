@@ -15,8 +15,9 @@ import socket
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -34,6 +35,18 @@ class Answer:
     @classmethod
     def of_json(cls, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
         return cls(status, json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+
+@contextlib.contextmanager
+def in_a_thread(server: HTTPServer, poll_s: float) -> Iterator[None]:
+    """Serves until the end of the block."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": poll_s}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
 
 
 class FixtureServer:

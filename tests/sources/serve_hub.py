@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from fixture_http import in_a_thread
 
 PAGE_ENTRIES = 1000
 """Of a listing, as on the Hub."""
@@ -87,14 +88,8 @@ class FakeHub(ThreadingHTTPServer):
 @contextmanager
 def serving() -> Iterator[FakeHub]:
     """A server in a thread."""
-    with FakeHub() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with FakeHub() as server, in_a_thread(server, 0.05):
+        yield server
 
 
 class _Handler(BaseHTTPRequestHandler):

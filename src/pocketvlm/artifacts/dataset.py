@@ -170,7 +170,7 @@ def read_split(folder: Path, split: str) -> Iterator[Example]:
     """The examples of a split in file order. Raises DataError when its shards are not all there."""
     columns = ["image", "label", "answer", "question", "sha256", "source_id", "variants"]
     index = 0
-    for path in _shard_paths(folder, split):
+    for path in shard_paths(folder, split):
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns):
                 for row in batch.to_pylist():
@@ -183,7 +183,7 @@ def read_split(folder: Path, split: str) -> Iterator[Example]:
 def read_rows(folder: Path, split: str) -> Iterator[Row]:
     """All that is known of the images of a split, in file order, but for their pixels. Raises as `read_split` does."""
     columns = [field.name for field in fields(Row)]
-    for path in _shard_paths(folder, split):
+    for path in shard_paths(folder, split):
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS, columns=columns):
                 for row in batch.to_pylist():
@@ -193,7 +193,7 @@ def read_rows(folder: Path, split: str) -> Iterator[Row]:
 
 def read_images(folder: Path, split: str, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
     """(sha256, PNG) of the images of a split that are wanted by their sha256; rows without any of them are not read."""
-    for path in _shard_paths(folder, split):
+    for path in shard_paths(folder, split):
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 shas = file.read_row_group(group, columns=["sha256"])["sha256"].to_pylist()
@@ -207,7 +207,8 @@ def _shard_name(split: str, number: int, total: int) -> str:
     return f"{split}-{number:05d}-of-{total:05d}.parquet"
 
 
-def _shard_paths(folder: Path, split: str) -> list[Path]:
+def shard_paths(folder: Path, split: str) -> list[Path]:
+    """The Parquet files of a split, in order. Raises DataError when they are not all there."""
     paths = sorted(folder.glob(f"{split}-*-of-*.parquet"))
     if not paths:
         raise DataError(f"the dataset has no {split} split; run the labeller again")

@@ -114,6 +114,13 @@ class Release(BaseModel):
             return Task.model_validate(self.task)
         return Task(classes=dict.fromkeys(self.classes, ""), question="as in prompt.txt")
 
+    def types_in(self, folder: Path) -> list[str]:
+        """Types whose text model is in a folder that this release was pulled into. Raises UserError when there is none."""
+        there = [name for name, pair in self.types.items() if (folder / pair.text_model).is_file()]
+        if not there:
+            raise UserError(f"{folder}: holds no type of {self.name}; pull at least one of {', '.join(self.types)}")
+        return there
+
     @property
     def root(self) -> str:
         return f"releases/{self.name}/{self.version}/"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from pocketvlm.artifacts.artifact import Artifact, find
-from pocketvlm.artifacts.pull import read_release
-from pocketvlm.artifacts.release import NAME
-from pocketvlm.artifacts.run_record import read_record, run_id
+from pocketvlm.artifacts.evaluated import report_of, run_named
+from pocketvlm.artifacts.run_record import run_id
 from pocketvlm.artifacts.store import Store
 from pocketvlm.errors import UserError
 from pocketvlm.run_file import Task, read_recipe, read_run_file
@@ -79,8 +77,7 @@ def read_run(store: Store, named: str, letter: str) -> Run:
     Raises UserError for what is not there or not evaluated, RunFileError for a run file, Corrupt for wrong bytes.
     """
     run = _run_of(store, named)
-    record = read_record(store, run, "evaluator")
-    report = find(store, record.kind, record.id) if record else None
+    report = report_of(store, run)
     if report is None:
         raise UserError(f"{named}: run {run} has not been evaluated in {store.url}; run `pocketvlm run` with its run file first")
     inputs = report.manifest.inputs
@@ -100,14 +97,10 @@ def _run_of(store: Store, named: str) -> str:
     path = Path(named)
     if path.is_file():
         return run_id(read_run_file(path).run)
-    if re.fullmatch(NAME, named) and read_record(store, named, "evaluator"):
-        return named
-    name, _, version = named.partition("/")
-    try:
-        return read_release(store, name, version or None).run
-    except UserError as error:
-        raise UserError(f"{named}: is neither a run file, nor a finished run or a release (name or name/version) of {store.url}"
-                        ) from error  # fmt: skip
+    run = run_named(store, named)
+    if run is None:
+        raise UserError(f"{named}: is neither a run file, nor a finished run or a release (name or name/version) of {store.url}")
+    return run
 
 
 def _input(store: Store, kind: str, id: str, run: str) -> Artifact:

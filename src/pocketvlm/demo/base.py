@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 from pocketvlm.artifacts.release import Release
@@ -17,6 +16,7 @@ from pocketvlm.predict.opened import OpenedRelease
 from pocketvlm.progress import Progress
 from pocketvlm.run_file import Device, Student
 from pocketvlm.student import base, hub
+from pocketvlm.student.convertible import make_convertible
 from pocketvlm.student.families import read_geometry
 
 FORMAT = 1
@@ -46,8 +46,9 @@ def make_base(opened: OpenedRelease, toolchain: Toolchain, environment: Environm
 def _converted(release: Release, types: tuple[str, str], work: Path, toolchain: Toolchain, environment: Environment) -> Path:
     """A folder with both files; what was made on the way to them stays in `work`."""
     device = Device.model_validate(release.device)
-    checkpoint = _prepared(_checkpoint(release, device, work, environment), device, work / "base")
-    geometry, files, pair = read_geometry(checkpoint), work / "files", work / "pair"
+    source, files, pair = _checkpoint(release, device, work, environment), work / "files", work / "pair"
+    geometry = read_geometry(source)
+    checkpoint = make_convertible(source, work / "base", geometry, device)
     files.mkdir()
     make_pair(
         toolchain, checkpoint, files, types=[types[0]], mmproj=types[1], scratch=work / "convert",
@@ -57,22 +58,6 @@ def _converted(release: Release, types: tuple[str, str], work: Path, toolchain: 
     text_file(files, types[0]).rename(pair / TEXT)
     mmproj_file(files, types[1]).rename(pair / MMPROJ)
     return pair
-
-
-def _prepared(source: Path, device: Device, folder: Path) -> Path:
-    """The checkpoint with the files that the converter needs, saying the release's tile budget; weights are linked."""
-    from pocketvlm.student.checkpoint import complete_config
-
-    folder.mkdir()
-    for path in base.checkpoint_files(source):
-        if path.match(base.WEIGHT_FILES):
-            (folder / path.name).symlink_to(path.resolve())
-        else:
-            shutil.copyfile(path, folder / path.name)
-    complete_config(folder)
-    geometry = read_geometry(folder)
-    geometry.family.save_processor(folder, source, geometry, device)
-    return folder
 
 
 def _checkpoint(release: Release, device: Device, work: Path, environment: Environment) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -154,9 +153,7 @@ class Model:
     def _answer(self, name: str, reply: Reply) -> Prediction:
         release = self.release
         confidence = reply.confidence(self._temperature)
-        best: Value | None = reply.label
-        if reply.label is not None and self._question.kind.schema() is not None:
-            best = dict(json.loads(reply.label))
+        best: Value | None = None if reply.label is None else self._question.kind.values(reply.label) or reply.label
         sure = best is not None and confidence >= release.answer_threshold
         return Prediction(
             name, best if sure else None, best, confidence, reply.prompt_ms + reply.answer_ms, reply.reason, reply.text.strip(),

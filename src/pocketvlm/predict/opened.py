@@ -13,8 +13,7 @@ from pocketvlm.artifacts.pull import pull, read_release
 from pocketvlm.artifacts.release import Release, parse_release
 from pocketvlm.environment import Environment
 from pocketvlm.errors import Corrupt, UserError
-from pocketvlm.phone import SPARE_TOKENS, Question
-from pocketvlm.student.tasks import kind_of
+from pocketvlm.phone import SPARE_TOKENS, Question, released_question
 
 ALL = ("all",)
 """For `types`: every type of the release."""
@@ -38,8 +37,7 @@ class OpenedRelease:
 
     def question(self) -> Question:
         """What is sent with every image."""
-        prompt, grammar = ((self.folder / name).read_bytes().decode() for name in ("prompt.txt", "grammar.gbnf"))
-        return Question(prompt, grammar, kind_of(self.release.asked()), int(self.release.sampling["max_new_tokens"]))
+        return released_question(self.folder, self.release)
 
     def context_tokens(self) -> int:
         """Room for prompt and answer."""
@@ -69,10 +67,7 @@ def open_release(
 
 def _pulled(folder: Path, types: Sequence[str]) -> OpenedRelease:
     release = parse_release((folder / "release.json").read_bytes(), str(folder / "release.json"))
-    there = [name for name, pair in release.types.items() if (folder / pair.text_model).is_file()]
-    if not there:
-        raise UserError(f"{folder}: holds no type of {release.name}; pull at least one of {', '.join(release.types)}")
-    chosen = _chosen(release, types, there, f"{folder} holds")
+    chosen = _chosen(release, types, release.types_in(folder), f"{folder} holds")
     used = {file for name in chosen for file in (release.types[name].text_model, release.types[name].mmproj)}
     used |= {"prompt.txt", "grammar.gbnf"}
     for file in release.files:

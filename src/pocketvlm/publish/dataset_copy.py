@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pocketvlm.artifacts.dataset import PAIR, ROW_GROUP_ROWS, SPLITS
+from pocketvlm.artifacts.dataset import PAIR, ROW_GROUP_ROWS, SPLITS, shard_paths
 from pocketvlm.publish.licences import Licences
 
 COLUMNS = (
@@ -42,8 +42,8 @@ class Credits:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The dataset's Parquet files."""
-    return [path for split in SPLITS for path in sorted(folder.glob(f"{split}-*-of-*.parquet"))]
+    """The dataset's Parquet files. Raises DataError when they are not all there."""
+    return [path for split in SPLITS for path in shard_paths(folder, split)]
 
 
 def read_credits(folder: Path) -> Credits:

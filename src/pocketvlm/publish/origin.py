@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pocketvlm.artifacts.artifact import Artifact, find
+from pocketvlm.artifacts.evaluated import report_of
 from pocketvlm.artifacts.pull import read_release
 from pocketvlm.artifacts.release import Release
-from pocketvlm.artifacts.run_record import read_record
 from pocketvlm.artifacts.store import Store
 from pocketvlm.errors import UserError
 
@@ -27,8 +27,7 @@ def trace(store: Store, name: str, version: str | None) -> Origin:
     Raises UserError for a release that is not there, or one whose run has made other files since; Corrupt for wrong bytes.
     """
     release = read_release(store, name, version)
-    record = read_record(store, release.run, "evaluator")
-    report = find(store, record.kind, record.id) if record else None
+    report = report_of(store, release.run)
     if report is None:
         raise UserError(f"{store.url}: run {release.run}, of which {name} {release.version} was made, is not there; publish from "
                         "the store that it was made in")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from pocketvlm.artifacts.artifact import Artifact, find
-from pocketvlm.artifacts.pull import read_release
-from pocketvlm.artifacts.run_record import read_record
+from pocketvlm.artifacts.artifact import Artifact
+from pocketvlm.artifacts.evaluated import report_of, run_named
 from pocketvlm.artifacts.store import Store
 from pocketvlm.errors import UserError
 from pocketvlm.intervals import mcnemar, paired_difference
 from pocketvlm.report.data import Beside, Side
 from pocketvlm.report.results import Metrics, Prediction
-
-RUN_ID = r"[a-z0-9][-a-z0-9]*-[0-9a-f]{8}"
 
 
 @dataclass(frozen=True)
@@ -55,15 +51,11 @@ class Other:
 
 def find_other(store: Store, named: str) -> Other:
     """The run of this id, or that a release of this name was made by. Raises UserError for one that has not been evaluated."""
-    run = named
-    if not (re.fullmatch(RUN_ID, named) and read_record(store, named, "evaluator")):
-        try:
-            run = read_release(store, named, None).run
-        except UserError as error:
-            raise UserError(f"run.evaluator.beside: {named} is neither a finished run nor a release of {store.url}; run that run "
-                            "file to its end first, or remove the key") from error  # fmt: skip
-    record = read_record(store, run, "evaluator")
-    report = find(store, record.kind, record.id) if record else None
+    run = run_named(store, named)
+    if run is None:
+        raise UserError(f"run.evaluator.beside: {named} is neither a finished run nor a release of {store.url}; run that run "
+                        "file to its end first, or remove the key")
+    report = report_of(store, run)
     if report is None:
         raise UserError(f"run.evaluator.beside: run {run} has no report in {store.url}; run its run file to its end first")
     try:
