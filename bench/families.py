@@ -29,6 +29,7 @@ from pocketvlm.run_file import Device, Task
 from pocketvlm.student.families import MEDIA, read_geometry
 
 HERE = Path(__file__).parents[1]
+sys.path.insert(0, str(HERE / "tests" / "fixtures"))
 RECORD = HERE / "docs" / "families.json"
 PRINTABLE = "root ::= [ -~]+"
 """The server gives no log-probabilities of a token that is part of a character, which untrained weights like to answer."""
@@ -58,10 +59,8 @@ class Measured:
 
 def measure(name: str, folder: Path, toolchain: Toolchain) -> Measured:
     """Builds, converts and asks. Raises ToolError, and ValueError when the two sides count other tokens."""
-    import torch
-
-    sys.path.insert(0, str(HERE / "tests" / "fixtures"))
     import families
+    import torch
 
     from pocketvlm.student.checkpoint import complete_config, load_model
     from pocketvlm.student.generation import next_tokens
@@ -134,7 +133,6 @@ def main() -> None:
     options = parser.parse_args()
     calm_idle_threads()
     toolchain = find_toolchain(read_environment())
-    sys.path.insert(0, str(HERE / "tests" / "fixtures"))
     import families
 
     found: dict[str, Any] = {}

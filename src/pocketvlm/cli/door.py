@@ -12,7 +12,7 @@ from pocketvlm.errors import PocketVLMError
 from pocketvlm.interrupt import ends_on_sigterm
 
 COMMANDS = {
-    **dict.fromkeys(("plan", "run", "stage", "report", "review"), runs.run_file_command),
+    "plan": runs.plan, "run": runs.run, "stage": runs.stage, "report": runs.report, "review": runs.review,
     "pull": releases.pull, "verify": releases.verify, "predict": releases.predict, "demo": releases.demo,
     "compare": releases.compare, "publish": releases.publish, "doctor": releases.doctor,
     "conduct": jobs.conduct, "bucket": jobs.bucket,

@@ -1,4 +1,4 @@
-"""Commands on a run file."""
+"""Commands on a run file. Imports are in the functions, so that no command waits for what it does not need."""
 
 from __future__ import annotations
 
@@ -8,49 +8,26 @@ from pathlib import Path
 
 from pocketvlm.environment import Environment
 from pocketvlm.errors import GateRefused, PocketVLMError, UserError
-from pocketvlm.run_file import RunFile, read_run_file
+from pocketvlm.run_file import read_run_file
 
 
-def run_file_command(options: argparse.Namespace, environment: Environment) -> int:
-    """Imports are in the functions, so that no command waits for what it does not need."""
+def plan(options: argparse.Namespace, environment: Environment) -> int:
+    """`pocketvlm plan`."""
     run_file = read_run_file(options.run_file)
-    if options.command == "plan":
-        return _plan(run_file, environment)
-    if options.command == "run":
-        return _run(options.run_file, run_file, environment)
-    if options.command == "stage":
-        return _stage(options.stage, run_file, environment)
-    if options.command == "review":
-        return _review(options, run_file, environment)
-    return _report(options, run_file, environment)
-
-
-def _plan(run_file: RunFile, environment: Environment) -> int:
     from pocketvlm.plan import plan
 
     print(plan(run_file, environment))
     return 0
 
 
-def _stage(name: str, run_file: RunFile, environment: Environment) -> int:
-    from pocketvlm.artifacts.open import open_store
-    from pocketvlm.metrics import serve
-    from pocketvlm.progress import Progress
-    from pocketvlm.stages.stage import run_stage
-
-    progress = Progress(name)
-    if environment.metrics_port:
-        serve(progress.metrics, environment.metrics_port, progress.warn)
-    run_stage(name, run_file, open_store(environment), environment, progress)
-    return 0
-
-
-def _run(path: Path, run_file: RunFile, environment: Environment) -> int:
+def run(options: argparse.Namespace, environment: Environment) -> int:
+    """`pocketvlm run`."""
+    run_file = read_run_file(options.run_file)
     from pocketvlm.local import run
     from pocketvlm.report.files import summary, write_report
 
     try:
-        artifacts = run(path, run_file, environment)
+        artifacts = run(options.run_file, run_file, environment)
     except PocketVLMError as error:
         if error.exit_code == GateRefused.exit_code:
             print(f"report: {write_report(run_file, environment, None)}", file=sys.stderr)
@@ -60,13 +37,32 @@ def _run(path: Path, run_file: RunFile, environment: Environment) -> int:
     return 0
 
 
-def _report(options: argparse.Namespace, run_file: RunFile, environment: Environment) -> int:
+def stage(options: argparse.Namespace, environment: Environment) -> int:
+    """`pocketvlm stage`."""
+    run_file = read_run_file(options.run_file)
+    from pocketvlm.artifacts.open import open_store
+    from pocketvlm.metrics import serve
+    from pocketvlm.progress import Progress
+    from pocketvlm.stages.stage import run_stage
+
+    progress = Progress(options.stage)
+    if environment.metrics_port:
+        serve(progress.metrics, environment.metrics_port, progress.warn)
+    run_stage(options.stage, run_file, open_store(environment), environment, progress)
+    return 0
+
+
+def report(options: argparse.Namespace, environment: Environment) -> int:
+    """`pocketvlm report`."""
+    run_file = read_run_file(options.run_file)
     from pocketvlm.report.files import write_report
 
     return written("report", write_report(run_file, environment, options.to), options)
 
 
-def _review(options: argparse.Namespace, run_file: RunFile, environment: Environment) -> int:
+def review(options: argparse.Namespace, environment: Environment) -> int:
+    """`pocketvlm review`."""
+    run_file = read_run_file(options.run_file)
     if options.label_studio is None:
         from pocketvlm.review.page import write_review
 

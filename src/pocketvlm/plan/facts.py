@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.artifacts.open import open_store
+from pocketvlm.artifacts.store import Store
 from pocketvlm.environment import Environment
 from pocketvlm.run_file import Recipe
 from pocketvlm.student import base
@@ -57,10 +57,9 @@ class StudentFacts:
         return len(self.encoder.answer(answer))
 
 
-def student_facts(recipe: Recipe, folder: Path, environment: Environment) -> StudentFacts:
+def student_facts(recipe: Recipe, folder: Path, environment: Environment, store: Store) -> StudentFacts:
     """Raises UserError for a base or a task that cannot be, HubUnavailable when another try may succeed."""
     base.identity(recipe.student, folder)
-    store = open_store(environment, read_only=True)
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = base.fetch_base(recipe, folder, Path(scratch), environment, store, weights=False)
         geometry = read_geometry(checkpoint)

@@ -34,11 +34,10 @@ def check(run_file: RunFile, environment: Environment) -> None:
 def _checked(run_file: RunFile, environment: Environment) -> tuple[StudentFacts, Store, dict[str, Artifact | None], str | None]:
     """What was learnt on the way: of the student, of what is in the store, and the longest answer."""
     recipe = run_file.run
-    load_stage("labeller").settings(recipe, run_file.folder)
-    facts = student_facts(recipe, run_file.folder, environment)
-    wrong = list(problems(recipe, facts))
     store = open_store(environment)
     found = _found(run_file, store)
+    facts = student_facts(recipe, run_file.folder, environment, store)
+    wrong = list(problems(recipe, facts))
     longest = longest_answer(recipe, run_file.folder, facts, found["labeller"])
     if longest is not None and (line := answer_problem(longest, facts, recipe.device.max_new_tokens)):
         wrong.append(line)

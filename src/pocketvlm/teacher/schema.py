@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, crea
 
 from pocketvlm.errors import RunFileError
 from pocketvlm.run_file import ExtractField, Task
+from pocketvlm.run_file.values import EXACT
 from pocketvlm.teacher.answers import NONE
 
 TEXT_CHARACTERS = 2000
@@ -25,8 +26,6 @@ Text = Annotated[str, Strict()]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 """Bounds are checked by hand, since strict schemas know none."""
 Whole = Annotated[int, Strict()]
-MOST = 2**53
-"""Whole numbers beyond it are no numbers to every JSON reader."""
 
 
 class _Closed(BaseModel):
@@ -113,8 +112,8 @@ class AnswerSchema:
         if not 0 <= answer["confidence"] <= 1:
             return f"confidence: {answer['confidence']:g} is not between 0 and 1"
         for name, value in answer.items():
-            if isinstance(value, int) and abs(value) > MOST:
-                return f"{name}: is beyond {MOST}"
+            if isinstance(value, int) and abs(value) > EXACT:
+                return f"{name}: is beyond {EXACT}"
         return answer
 
 

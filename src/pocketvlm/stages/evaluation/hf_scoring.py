@@ -144,8 +144,7 @@ def parity_place(folder: Path, task: Task) -> str | None:
     opening = kind_of(task).opening()
     if opening is None:
         return None
-    tokenizer, geometry = load_tokenizer(folder), read_geometry(folder)
-    prompt = PromptEncoder(tokenizer, geometry, task).shipped
+    tokenizer, prompt = load_tokenizer(folder), read_geometry(folder).family.template.of(task)
     ends, wanted = prompt.partition(MEDIA)[2], answer_lead(prompt) + opening
 
     def ids(text: str) -> list[int]:

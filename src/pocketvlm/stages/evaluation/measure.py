@@ -53,15 +53,18 @@ class PairFiles:
 def pairs(recipe: Recipe) -> list[PairFiles]:
     """The shipped pairs in the run file's order, then the reference, unless it is one of them."""
     mmproj = recipe.quantiser.mmproj
-    found = [
-        PairFiles(kind, f"text-{kind}.gguf", f"mmproj-{mmproj}.gguf", True, (kind, mmproj) == CLOSEST)
-        for kind in recipe.quantiser.types
-    ]
+    found = [_made(kind, (kind, mmproj), shipped=True) for kind in recipe.quantiser.types]
     if not any(pair.reference for pair in found):
         kind, mmproj_kind = CLOSEST
         name = f"{kind}+{mmproj_kind}" if kind in recipe.quantiser.types else kind
-        found.append(PairFiles(name, f"text-{kind}.gguf", f"mmproj-{mmproj_kind}.gguf", False, True))
+        found.append(_made(name, CLOSEST, shipped=False))
     return found
+
+
+def _made(name: str, types: tuple[str, str], *, shipped: bool) -> PairFiles:
+    """The quantiser's pair of these types."""
+    text, mmproj = text_file(Path(), types[0]), mmproj_file(Path(), types[1])
+    return PairFiles(name, text.name, mmproj.name, shipped, types == CLOSEST)
 
 
 @dataclass(frozen=True)

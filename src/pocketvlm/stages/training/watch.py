@@ -72,7 +72,8 @@ class Watch:
         (stops,) = self._team.any(self._stop.asked)
         if validates or self.state.step in self._plan.checkpoints or stops:
             self._save()
-        return not stops and not self.ended
+        # The rule looks at validations alone: between two of them nothing of it changes.
+        return not stops and self.state.step < self._plan.steps and not (validates and self.ended)
 
     def catch_up(self) -> None:
         """Does the validation that the state still owes; the learner must have the weights of the state's step."""
