@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from pocketvlm.student.pixels import grid
 from pocketvlm.student.tiny import TILE_PX, build_tiny
 
 pytestmark = pytest.mark.real_size
@@ -29,9 +28,9 @@ def test_grids_agree_in_tokens_and_answers(sides: Any, noise: Any, size: tuple[i
 
 
 def test_the_sizes_cover_many_grids(sides: Any) -> None:
-    layout = sides.student.layout
-    cuts = [grid(*size, tile_px=layout.tile_px, longest_edge_px=layout.longest_edge_px) for size in SIZES]
-    side = layout.longest_edge_px // layout.tile_px
+    eye = sides.student.eye
+    cuts = [eye.layout(size) for size in SIZES]
+    side = eye.longest_edge_px // eye.tile_px
     assert {(cut.rows, cut.cols) for cut in cuts} >= {(side, side), (1, side), (side, side // 2), (side // 2, side)}
 
 
