@@ -35,7 +35,7 @@ CHART = ROOT / "charts" / "pocketvlm"
 REGISTRY, TAG = "localhost:5000", os.environ.get("POCKETVLM_TEST_TAG", "dev")
 BUCKET = "pocketvlm"
 HERE: dict[str, Any] = {
-    "image": {"registry": REGISTRY, "tag": TAG},
+    "image": {"registry": REGISTRY, "tag": TAG, "pullPolicy": "Always"},
     "defaults": {
         "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"cpu": "2", "memory": "6Gi"}},
         "startupTimeoutSeconds": 300, "workSize": "5Gi",
@@ -43,7 +43,7 @@ HERE: dict[str, Any] = {
     "stages": {name: {"resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"cpu": "2", "memory": "6Gi"}}}
                for name in ("trainer", "evaluator")},
 }  # fmt: skip
-"""What every release of these tests sets: a node of two cores, which they share."""
+"""What every release of these tests sets: a node of two cores, which they share, and images whose tag moves."""
 OBJECT_STORE: dict[str, Any] = {
     "objectStore": {
         "enabled": True, "developmentCredentials": True,

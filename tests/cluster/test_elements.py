@@ -27,7 +27,8 @@ COCO_PORT, TEACHER_PORT = 8001, 8002
 def container(name: str, port: int, *arguments: str) -> dict[str, Any]:
     """A server of ours on the labeller's image, which has Pillow."""
     return {
-        "name": name, "image": f"{REGISTRY}/pocketvlm-labeller:{TAG}", "command": ["python", f"/servers/{arguments[0]}"],
+        "name": name, "image": f"{REGISTRY}/pocketvlm-labeller:{TAG}", "imagePullPolicy": "Always",
+        "command": ["python", f"/servers/{arguments[0]}"],
         "args": ["--host", "0.0.0.0", "--port", str(port), *arguments[1:]],
         "ports": [{"containerPort": port}],
         "volumeMounts": [{"name": "servers", "mountPath": "/servers"}],
