@@ -23,7 +23,7 @@ HELP = {
     "predict": ["NAME_OR_DIR", "IMAGE", "table", "jsonl", "csv", "--output", "--type", "--version", "llama.cpp"],
     "demo": ["NAME_OR_DIR", "--host", "--port", "7860", "camera", "base", "--no-base"],
     "compare": ["RUN", "baseline", "--to", "--open", "each image"],
-    "publish": ["NAME", "--to", "hub:OWNER/NAME", "--parts", "gguf,merged,dataset", "--private", "--yes", "nothing is written"],
+    "publish": ["NAME", "--to", "hub:OWNER/NAME", "--parts", "gguf,merged,dataset", "--private", "--yes", "nothing is sent"],
     "doctor": ["PATH", "--checkpoint", "--base", "--json", "faults"],
     "conduct": ["PLAN", "--check", "conductor.json", "Jobs", "Kubernetes"],
     "bucket": ["--check", "--deadline-s", "120", "wait"],
@@ -130,6 +130,16 @@ def test_the_store_of_the_command_line_wins_over_the_environment(
     (tmp_path / "other").mkdir()
     assert main(["--store", str(tmp_path / "other"), "pull", "digits", "--to", "to"]) == 2
     assert str(tmp_path / "other") in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    command = [sys.executable, "-m", "pocketvlm", "doctor", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (0, b"")
 
 
 def test_the_process_ends_with_the_code_and_without_a_traceback(tmp_path: Path) -> None:

@@ -186,6 +186,25 @@ def test_a_server_that_dies_costs_no_answer(pulled: Path, tested: Path, environm
     assert answers == undisturbed
 
 
+def test_ctrl_c_ends_it_at_once_though_every_server_is_answering(digits: Place, pulled: Path, tested: Path) -> None:
+    """A terminal sends it to the whole group; a server that got it used to keep its question for ten minutes."""
+    command, variables = digits.command("predict", str(pulled), *[str(tested)] * 20)
+    variables["LLAMA_CPP_HOME"] = str(find_toolchain(read_environment()).home)
+    process = subprocess.Popen(
+        command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            said = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "error: interrupted" in said
+
+
 def test_close_ends_the_servers(pulled: Path, environment: Environment) -> None:
     before = servers()
     model = Model.open(pulled, environment=environment)
@@ -219,6 +238,12 @@ def test_a_type_that_was_not_pulled_is_refused(pulled: Path, environment: Enviro
         Model.open(pulled, version="1", environment=environment)
 
 
+def test_a_path_that_leads_to_no_release_is_a_path_and_no_name(environment: Environment, tmp_path: Path) -> None:
+    for path, says in ((tmp_path, "has no release.json"), (tmp_path / "nowhere", "there is no such folder")):
+        with pytest.raises(UserError, match=f"^{path}: {says}"):
+            Model.open(path, environment=environment)
+
+
 @pytest.mark.parametrize("name", ["text-q8_0.gguf", "mmproj-q8_0.gguf", "prompt.txt", "grammar.gbnf"])
 def test_a_changed_file_is_refused_before_anything_is_asked(
     pulled: Path, environment: Environment, tmp_path: Path, name: str
@@ -237,6 +262,29 @@ def test_the_command_prints_a_row_for_each_image(digits: Place, pulled: Path, te
     assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == images
     table = digits.pocketvlm("predict", str(pulled), *images, "--format", "table")
     assert table.stdout.splitlines()[0].split() == ["image", "confidence", "ms", "answer"]
+
+
+def test_rows_that_cannot_be_written_are_a_users_error(
+    pulled: Path, tested: Path, environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = [min(tested.iterdir())]
+    for format in ("jsonl", "csv", "table"):
+        with pytest.raises(UserError, match=r"^/dev/full: cannot be written \(No space left on device\)"):
+            predict(str(pulled), image, environment, output=Path("/dev/full"), format=format)
+    monkeypatch.setattr(sys, "stdout", None)  # what Python makes of `>&-`
+    with pytest.raises(UserError, match="standard output is closed"):
+        predict(str(pulled), image, environment)
+
+
+def test_a_reader_that_has_enough_is_no_error(digits: Place, pulled: Path, tested: Path) -> None:
+    command, variables = digits.command("predict", str(pulled), str(tested))
+    variables["LLAMA_CPP_HOME"] = str(find_toolchain(read_environment()).home)
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, b"Traceback" in said) == (0, False), said
 
 
 def test_asking_from_python_imports_no_torch() -> None:

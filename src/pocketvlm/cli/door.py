@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -28,10 +30,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             environment = read_environment()
             if options.store:
                 environment = environment.model_copy(update={"store": options.store})
-            return COMMANDS[options.command](options, environment)
+            code = COMMANDS[options.command](options, environment)
+            if sys.stdout is not None:  # it is None where it was closed before we began
+                sys.stdout.flush()
+            return code
     except PocketVLMError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in the buffer
+        return 0
     except KeyboardInterrupt:
-        print("\nerror: interrupted; what is saved stays, run the same command again to go on", file=sys.stderr)
+        print("\nerror: interrupted; what is saved stays, run the same command again", file=sys.stderr)
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of our standard output has ended: `| head` has read enough. Else it was another pipe that broke."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # POLLERR is always told
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -103,7 +103,7 @@ def _to_show(add: Add) -> None:
     publish.add_argument("--private", action="store_true", help="make private repositories")
     publish.add_argument("--licence", metavar="ID", help="the Hub's id of the model's licence; default: that of its base")
     publish.add_argument("--non-commercial", action="store_true", help="pass on images that may not be used commercially, too")
-    publish.add_argument("--yes", action="store_true", help="upload; without it nothing is written anywhere")
+    publish.add_argument("--yes", action="store_true", help="upload; without it nothing is sent")
     doctor = add("doctor", "list the known faults of a GGUF pair, a checkpoint folder or a pulled release, anyone's")
     doctor.add_argument("paths", nargs="+", metavar="PATH", type=Path, help="a folder, or the files of a pair")
     doctor.add_argument("--checkpoint", type=Path, metavar="DIR", help="what the pair was made of: its weights are compared, too")

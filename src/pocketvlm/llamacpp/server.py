@@ -101,6 +101,9 @@ class LlamaServer:
             errors="replace",
             env=environment,
             preexec_fn=ends_with_us(),
+            # Not in our group: Ctrl-C of a terminal goes to all of that, and a server that gets it while it answers sometimes
+            # neither answers nor ends. We end it.
+            process_group=0,
         )
         ready = threading.Event()
         threading.Thread(target=self._read_log, args=(self._process.stdout, ready), daemon=True).start()

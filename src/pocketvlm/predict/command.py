@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -31,8 +30,11 @@ def predict(
     """Asks a release about images and writes the rows; returns the exit code: 3 when some image has no answer, else 0.
 
     `format`: one of rows.FORMATS; default: by the name of `output`, else a table on a terminal and JSON lines elsewhere.
-    Raises what `Model.open` and `find_images` raise, and UserError for an `output` that cannot be written.
+    Raises what `Model.open` and `find_images` raise, and UserError for an `output` that cannot be written; BrokenPipeError when
+    nobody reads the rows any more.
     """
+    if output is None and sys.stdout is None:
+        raise UserError("standard output is closed; name a file with --output")
     found = find_images(images)
     form = format or _format(output)
     with Model.open(name_or_folder, version=version, type=type, environment=environment) as model, strict_pillow(MAX_PIXELS):
@@ -40,9 +42,11 @@ def predict(
         try:
             with _opened(output) as stream:
                 return _ask(model, found, open_rows(form, stream, max(len(printable(str(path))) for path in found)), stream)
-        except BrokenPipeError:  # of `| head`: it has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # images and servers have errors of their own
+            raise UserError(f"{output or 'standard output'}: cannot be written ({error.strerror}); it has the rows before, "
+                            "make room or name another --output") from error
 
 
 def _ask(model: Model, images: list[Path], rows: Rows, stream: TextIO) -> int:

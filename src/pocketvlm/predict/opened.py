@@ -60,8 +60,9 @@ def open_release(
         if version is not None:
             raise UserError(f"{folder}: is a pulled release and has one version; leave --version out, or name a release")
         return _pulled(folder, types)
-    if folder.is_dir() and folder.name != str(name_or_folder):
-        raise UserError(f"{folder}: has no release.json; pull a release into it with `pocketvlm pull NAME --to {folder}`")
+    if folder.name != str(name_or_folder):  # more than a name
+        state = "has no release.json" if folder.is_dir() else "there is no such folder"
+        raise UserError(f"{folder}: {state}; pull a release into it with `pocketvlm pull NAME --to {folder}`")
     return _from_store(str(name_or_folder), environment, version, types)
 
 
