@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -158,6 +161,32 @@ def test_named_numbers_of_any_task_stand_side_by_side(shelf: Shelf) -> None:
     page, _ = shelf.compare("a", "b")
     assert "fields · food items · list · f1" in page
     assert "12.5" in page
+
+
+FIELDS: dict[str, Any] = {
+    "kind": "extract", "classes": [], "question": 'What is there? Answer as {"is_food": 1, "food_items": ["egg"]}',
+    "fields": [{"is_food": {"type": "integer", "description": "1: food"}}, {"food_items": {"type": "list", "description": ""}}],
+}  # fmt: skip
+
+
+def test_fields_are_shown_by_name_and_those_that_differ_stand_out(shelf: Shelf) -> None:
+    label = '{"is_food":1,"food_items":["apple","egg"]}'
+    other, cut = label.replace("egg", HOSTILE), '{"is_food":'
+    data = {split: [replace(item, label=label, answer=label) for item in of_split] for split, of_split in rows().items()}
+    recipe = {"task": FIELDS, "device": {"max_new_tokens": 64}, "labeller": {"teacher": {"model": "fake"}}}
+    shelf.add("a", [label] * 12, data, recipe=recipe)
+    shelf.add("b", [other, cut, *[label] * 10], data, recipe={**recipe, "trainer": {"seed": 1}})
+    page, _ = shelf.compare("a", "b")
+    wrong, unreadable = page.split("</figure>")[:2]
+    body = wrong.split('<table class="fields">')[1].split("<tr")[2:]
+    lines = {line.split("</th>")[0].partition('row">')[2].replace("<wbr>", ""): line for line in body}
+    values = {name: re.findall(r'class="value">([^<]*)<', line) for name, line in lines.items()}
+    assert values == {"is_food": ["1"], "food_items": ["apple", "egg", "apple", "egg", "apple", html.escape(HOSTILE)]}
+    assert re.findall(r'class="(right|wrong|quiet)"', lines["food_items"]) == ["right", "wrong"]
+    assert re.findall(r'class="(right|wrong|quiet)"', lines["is_food"]) == ["quiet"]
+    assert unreadable.count(">unreadable<") == 2
+    assert f"unreadable: {html.escape(cut, quote=False)}".replace('"', "&#34;") in unreadable
+    assert "food_items&#34;:" not in page  # nothing else is JSON
 
 
 def test_more_than_two_runs_are_each_held_against_the_first(shelf: Shelf) -> None:

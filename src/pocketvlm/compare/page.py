@@ -22,6 +22,7 @@ from PIL import Image
 
 from pocketvlm.artifacts.dataset import SPLITS, read_images
 from pocketvlm.artifacts.open import open_store
+from pocketvlm.compare.fields import field_rows
 from pocketvlm.compare.flips import Against, Flip, against
 from pocketvlm.compare.runs import Run, read_run
 from pocketvlm.compare.settings import ABSENT, Row, number, numbers, settings_that_differ, versions_that_differ
@@ -82,7 +83,7 @@ def render_comparison(runs: Sequence[Run], compared: Sequence[Against], pictures
         numbers=numbers(runs, types), parity=_parity(runs),
         compared_types=dict.fromkeys(types), galleries=[_gallery(found) for found in compared], shown=SHOWN,
         pictures={sha256: _data_uri(png) for sha256, png in pictures.items()}, share=_share, points=_points, number=number,
-        p_value=_p_value, short=_short,
+        p_value=_p_value, short=_short, fields=lambda flip: field_rows(runs[0].kind, flip.baseline.label, flip.answers),
     )  # fmt: skip
 
 

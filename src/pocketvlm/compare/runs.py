@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pocketvlm.artifacts.run_record import run_id
 from pocketvlm.artifacts.store import Store
 from pocketvlm.errors import UserError
 from pocketvlm.run_file import Task, read_recipe, read_run_file
+from pocketvlm.student.tasks import TaskKind, kind_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Run:
     """By which the page names it: A is the baseline."""
     id: str
     recipe: dict[str, Any]
+    kind: TaskKind | None
+    """What its answers mean; None for a task block of an older version."""
     metrics: dict[str, Any]
     """metrics.json."""
     seen: dict[str, Seen]
@@ -84,10 +87,10 @@ def read_run(store: Store, named: str, letter: str) -> Run:
     dataset, ggufs, merged = (_input(store, kind, inputs[stage], run) for stage, kind in
                               (("labeller", "datasets"), ("quantiser", "ggufs"), ("merger", "models")))  # fmt: skip
     recipe = read_recipe(store.read(f"runs/{run}/run.yaml").decode(), f"{store.url}: runs/{run}/run.yaml")
-    metrics: dict[str, Any] = json.loads(report.read("metrics.json"))
+    kind, metrics = _kind(recipe), json.loads(report.read("metrics.json"))
     files = json.loads(ggufs.read("audit.json"))["files"]
     return Run(
-        letter=letter, id=run, recipe=recipe, metrics=metrics, seen=_seen(report, recipe), dataset=dataset,
+        letter=letter, id=run, recipe=recipe, kind=kind, metrics=metrics, seen=_seen(report, kind), dataset=dataset,
         sizes_mb={row["name"]: row["size_mb"] for row in files}, latency=report.measurements().get("latency", {}),
         versions={**merged.manifest.versions, **report.manifest.versions},
     )  # fmt: skip
@@ -110,11 +113,10 @@ def _input(store: Store, kind: str, id: str, run: str) -> Artifact:
     return artifact
 
 
-def _seen(report: Artifact, recipe: dict[str, Any]) -> dict[str, Seen]:
-    read = _reader(recipe)
+def _seen(report: Artifact, kind: TaskKind | None) -> dict[str, Seen]:
     seen = {}
     for row in map(json.loads, report.read("predictions.jsonl").splitlines()):
-        said = {name: row.get("labels", {}).get(name) or read(text) for name, text in row["answers"].items()}
+        said = {name: row.get("labels", {}).get(name) or _read(kind, text) for name, text in row["answers"].items()}
         answers = {name: _answer(text, said[name], row["label"]) for name, text in row["answers"].items()}
         seen[row["sha256"]] = Seen(row["sha256"], row["label"], row["source_id"], answers)
     return seen
@@ -125,17 +127,16 @@ def _answer(text: str, said: str | None, label: str) -> Answer:
     return Answer(text if said is None else said, said == label)
 
 
-def _reader(recipe: dict[str, Any]) -> Callable[[str], str | None]:
-    """What an answer says by the run's own task, for reports from before they said it: all of those answer with a class."""
-    from pocketvlm.student.tasks import kind_of
-
+def _kind(recipe: dict[str, Any]) -> TaskKind | None:
     try:
-        kind = kind_of(Task.model_validate(recipe["task"]))
-    except ValidationError:  # a block of an older version
-        return lambda text: text
+        return kind_of(Task.model_validate(recipe["task"]))
+    except ValidationError:
+        return None
 
-    def read(text: str) -> str | None:
-        said = kind.read(text)
-        return said.label if said else None
 
-    return read
+def _read(kind: TaskKind | None, text: str) -> str | None:
+    """What an answer says by the run's own task, for reports from before they said it: all of those answer with a class."""
+    if kind is None:
+        return text
+    said = kind.read(text)
+    return said.label if said else None
