@@ -217,3 +217,10 @@ def test_sigterm_ends_it_with_its_servers_and_its_pictures(start_demo: Callable[
     while (left := [child for child in children if Path(f"/proc/{child}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.05)  # the kernel ends them
     assert left == []
+
+
+def test_a_port_that_cannot_be_is_a_users_error(digits: Any) -> None:
+    done = digits.pocketvlm("demo", "digits", "--no-base", "--port", "65536")
+    assert done.returncode == 2
+    assert "--port 65536: cannot listen there" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from pocketvlm.artifacts.artifact import find
+from pocketvlm.artifacts.open import open_store
 from pocketvlm.artifacts.release import Release
 from pocketvlm.environment import Environment
 from pocketvlm.errors import UserError
@@ -14,7 +16,7 @@ from pocketvlm.llamacpp.pair import make_pair, mmproj_file, text_file
 from pocketvlm.llamacpp.toolchain import Toolchain
 from pocketvlm.predict.opened import OpenedRelease
 from pocketvlm.progress import Progress
-from pocketvlm.run_file import Device, Student
+from pocketvlm.run_file import Device, Student, is_stored
 from pocketvlm.student import base, hub
 from pocketvlm.student.convertible import make_convertible
 from pocketvlm.student.families import read_geometry
@@ -65,6 +67,12 @@ def _checkpoint(release: Release, device: Device, work: Path, environment: Envir
         from pocketvlm.student import tiny
 
         return tiny.build_tiny(work / "tiny", seed=0, longest_edge_px=device.longest_edge_px)
+    if is_stored(release.base):
+        artifact = find(open_store(environment, read_only=True), base.KIND, release.base.partition("/")[2])
+        if artifact is None:
+            raise UserError(f"{environment.store}: has no {release.base}, which is the base of this release; name the store that "
+                            "it was trained in (POCKETVLM_STORE)")  # fmt: skip
+        return artifact.fetch(work / "stored")
     if release.revision is None:
         raise UserError(f"the base {release.base} was a folder of the machine that trained this release")
     student = Student(model=release.base, revision=release.revision)

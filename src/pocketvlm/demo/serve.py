@@ -116,8 +116,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: cannot listen there ({error.strerror}); choose another port") from error
+    except (OSError, OverflowError) as error:  # the second of a port beyond 65535
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port}: cannot listen there ({why}); choose another host or port") from error
     with listener:
         yield listener
 
