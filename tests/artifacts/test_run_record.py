@@ -10,7 +10,7 @@ import yaml
 from pocketvlm.artifacts.run_record import StageRecord, change_record, read_record, run_id, write_recipe
 from pocketvlm.artifacts.store import Store
 from pocketvlm.errors import Corrupt
-from pocketvlm.run_file import Recipe
+from pocketvlm.run_file import Device, Recipe, read_recipe
 
 RECIPE = Recipe.model_validate({
     "name": "digits",
@@ -63,3 +63,15 @@ def test_written_recipe_is_a_run_file(folder_store: Store) -> None:
     data = yaml.safe_load(folder_store.read(f"runs/{run}/run.yaml"))
     assert Recipe.model_validate(data["run"]) == RECIPE
     assert run == run_id(RECIPE)
+
+
+def test_a_tile_budget_that_was_not_set_is_not_set_by_the_record_and_is_still_read_with_the_recipe(folder_store: Store) -> None:
+    """A family without tiles refuses the key, whatever its value."""
+    for device in (Device(canvas_px=112), Device(canvas_px=112, longest_edge_px=512)):
+        recipe = RECIPE.model_copy(update={"device": device})
+        run = write_recipe(folder_store, recipe)
+        text = folder_store.read(f"runs/{run}/run.yaml").decode()
+        again = Recipe.model_validate(yaml.safe_load(text)["run"])
+        assert ("longest_edge_px" in again.device.model_fields_set) == ("longest_edge_px" in device.model_fields_set)
+        assert again == recipe and run_id(again) == run
+        assert read_recipe(text, "run.yaml") == recipe.model_dump(mode="json")

@@ -22,7 +22,8 @@ from pocketvlm.artifacts.store import Store
 from pocketvlm.environment import Environment
 from pocketvlm.errors import HubUnavailable, PocketVLMError, UserError
 from pocketvlm.run_file import Recipe, Student
-from pocketvlm.student import base, headers, hub
+from pocketvlm.safetensors_header import read_file
+from pocketvlm.student import base, hub
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 RECIPE = Recipe.model_validate({
@@ -131,7 +132,7 @@ def test_a_checkpoint_of_the_hub_is_fetched_once_for_every_stage_run_and_pod(
     planned = fetch(here, folder_store, weights=False)
     assert list(planned.glob("*.safetensors")) == []
     told = facts(here, folder_store, planned)
-    assert told.shapes == {name: entry.shape for name, entry in headers.read_file(tiny / "model.safetensors").items()}
+    assert told.shapes == {name: entry.shape for name, entry in read_file(tiny / "model.safetensors").entries.items()}
     assert "owner/model, in the store" in told.line
 
 
@@ -168,8 +169,8 @@ def test_a_plan_reads_headers_of_weights_that_stay_where_they_are_and_leaves_the
     fake.fetched.clear()
     told = facts(here, folder_store, folder)
     assert fake.fetched == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    assert told.shapes == {name: entry.shape for name, entry in headers.read_file(tiny / "model.safetensors").items()}
-    assert told.weights_bytes == sum(entry.size for entry in headers.read_file(tiny / "model.safetensors").values())
+    assert told.shapes == {name: entry.shape for name, entry in read_file(tiny / "model.safetensors").entries.items()}
+    assert told.weights_bytes == sum(entry.size for entry in read_file(tiny / "model.safetensors").entries.values())
     assert list(folder_store.list("models/")) == []
 
 
@@ -215,7 +216,7 @@ def test_a_finished_model_of_the_store_is_a_base(tiny: Path, tmp_path: Path, fol
     planned = fetch(here, folder_store, recipe, weights=False)
     assert list(planned.glob("*.safetensors")) == []
     told = facts(here, folder_store, planned, student)
-    assert told.shapes == {name: entry.shape for name, entry in headers.read_file(tiny / "model.safetensors").items()}
+    assert told.shapes == {name: entry.shape for name, entry in read_file(tiny / "model.safetensors").entries.items()}
     folder = fetch(here, folder_store, recipe)
     assert (folder / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
     assert base.display_name(student, tmp_path) == "models/0123456789abcdef"

@@ -12,10 +12,10 @@ from transformers import SmolVLMForConditionalGeneration
 
 from pocketvlm.errors import UserError
 from pocketvlm.run_file import Phase
+from pocketvlm.safetensors_header import read_file
 from pocketvlm.student import adapters
 from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.families import FAMILIES, HEAD, lora_targets, read_geometry
-from pocketvlm.student.headers import read_file
 from pocketvlm.student.published import SIZES, build_published_tokenizer, published_config
 
 FAMILY = FAMILIES["SmolVLMForConditionalGeneration"]
@@ -27,7 +27,7 @@ def linear_modules(model: Any) -> set[str]:
 
 def by_plan(folder: Path, phase: Phase) -> tuple[list[str], list[str]]:
     geometry = read_geometry(folder)
-    shapes = {name: entry.shape for name, entry in read_file(folder / "model.safetensors").items()}
+    shapes = {name: entry.shape for name, entry in read_file(folder / "model.safetensors").entries.items()}
     layers = FAMILY.linear_layers(shapes, tied_head=geometry.tied_head)
     return lora_targets(FAMILY, layers, phase, tied_head=geometry.tied_head)
 
@@ -40,7 +40,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 def test_names_and_shapes_tell_which_tensors_are_linear_layers(folder: Path) -> None:
     geometry = read_geometry(folder)
-    shapes = {name: entry.shape for name, entry in read_file(folder / "model.safetensors").items()}
+    shapes = {name: entry.shape for name, entry in read_file(folder / "model.safetensors").entries.items()}
     assert set(FAMILY.linear_layers(shapes, tied_head=geometry.tied_head)) == linear_modules(load_model(folder))
 
 

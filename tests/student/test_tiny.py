@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pocketvlm.errors import UserError
+from pocketvlm.student.checkpoint import load_model
 from pocketvlm.student.families import read_geometry
+from pocketvlm.student.processor_files import load_tokenizer
 from pocketvlm.student.tiny import build_tiny
 
 
@@ -55,6 +59,35 @@ def test_an_unknown_family_is_refused_with_those_that_are_known(tiny: Path, tmp_
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["NewVLForCausalLM"]}))
     with pytest.raises(UserError, match=r"NewVLForCausalLM is not available.*SmolVLMForConditionalGeneration"):
         read_geometry(tmp_path)
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ([], "no JSON object"), ({"architectures": "SmolVLMForConditionalGeneration"}, "the family none is not available"),
+    ({"architectures": ["SmolVLMForConditionalGeneration"]}, "has no vision_config"),
+])  # fmt: skip
+def test_a_config_that_is_none_of_a_family_is_refused(tmp_path: Path, config: Any, message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        read_geometry(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_for_its_place_would_be_random(tiny: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.connector.modality_projection.proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 of its model's tensors are missing, for example model\.connector\.modality"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("content", [None, "{}", "{"])
+def test_a_tokenizer_that_cannot_be_read_is_for_a_person(tiny: Path, tmp_path: Path, content: str | None) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    (folder / "tokenizer.json").unlink()
+    if content is not None:
+        (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match="has no tokenizer that can be read"):
+        load_tokenizer(folder)
 
 
 def test_a_family_of_which_no_gguf_can_be_made_is_refused_with_the_reason(tiny: Path, tmp_path: Path) -> None:

@@ -44,9 +44,12 @@ def run_id(recipe: Recipe) -> str:
 
 
 def write_recipe(store: Store, recipe: Recipe) -> str:
-    """Writes `run.yaml`, every default spelt out, as a run file; returns the run's id. A recipe holds no secret."""
-    run = run_id(recipe)
-    text = yaml.safe_dump({"run": recipe.model_dump(mode="json")}, sort_keys=False, allow_unicode=True, width=120)
+    """Writes `run.yaml`, defaults spelt out, as a run file of the same id, and returns that. A recipe holds no secret."""
+    run, block = run_id(recipe), recipe.model_dump(mode="json")
+    if "longest_edge_px" not in recipe.device.model_fields_set:
+        # A family without tile budget refuses the key where it is set, and does not look at its default.
+        del block["device"]["longest_edge_px"]
+    text = yaml.safe_dump({"run": block}, sort_keys=False, allow_unicode=True, width=120)
     store.write(f"runs/{run}/run.yaml", text.encode())
     return run
 

@@ -28,10 +28,11 @@ def problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
 
 def _length_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
     """Prompt and answer must fit the student, and so must the longest of each variant, which the phone never asks."""
+    key = f"run.device.{facts.family.tokens_key}"
     tokens = len(facts.encoder.prompt(facts.layout)) + recipe.device.max_new_tokens
     if tokens > facts.positions:
-        yield (f"run.device.longest_edge_px: prompt and answer take {tokens} tokens and the student has "
-               f"{facts.positions} positions; set a smaller budget or shorten run.task.question")  # fmt: skip
+        yield (f"{key}: prompt and answer take {tokens} tokens and the student has "
+               f"{facts.positions} positions; set a smaller one or shorten run.task.question")  # fmt: skip
     for place in range(len(recipe.task.questions)):
         tokens, label = max(
             (len(facts.encoder.sample(facts.layout, answer, question).ids), label)
@@ -39,7 +40,7 @@ def _length_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
         )
         if tokens > facts.positions:
             yield (f"run.task.questions[{place}]: image, question and answer for {label!r} take {tokens} tokens and the student "
-                   f"has {facts.positions} positions; shorten it, or set a smaller run.device.longest_edge_px")  # fmt: skip
+                   f"has {facts.positions} positions; shorten it, or set a smaller {key}")  # fmt: skip
 
 
 def _target_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:

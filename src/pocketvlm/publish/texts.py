@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pocketvlm import safetensors_header
 from pocketvlm.errors import Corrupt
 from pocketvlm.publish.gguf_strings import gguf_texts
 
@@ -19,8 +19,6 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "adde
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf")
 """Chunks in which cameras and programs leave notes."""
-MAX_HEADER_BYTES = 100_000_000
-"""Of a safetensors file."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +59,10 @@ def _lines(path: Path, name: str) -> Iterator[Text]:
 
 
 def _safetensors(path: Path) -> Iterator[Text]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {length} bytes")
-        header: dict[str, Any] = json.loads(file.read(length))
-    for key, value in header.pop("__metadata__", {}).items():
+    header = safetensors_header.read_file(path)
+    for key, value in header.metadata.items():
         yield Text(f"metadata {key}", f"{key}: {value}")
-    yield from (Text("name of a tensor", tensor) for tensor in header)
+    yield from (Text("name of a tensor", tensor) for tensor in header.entries)
 
 
 def _parquet(path: Path) -> Iterator[Text]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pocketvlm.errors import Corrupt, RunFileError
 from pocketvlm.run_file.block import IdleKeys
 from pocketvlm.run_file.recipe import RunFile
+from pocketvlm.run_file.task import Device
 
 
 class _KeyTwice(yaml.YAMLError):
@@ -60,7 +61,10 @@ def read_run_file(path: Path) -> RunFile:
 
 
 def read_recipe(text: str, where: str) -> dict[str, Any]:
-    """The `run:` block that a run left in its store, unchecked: another version may have written it. Raises Corrupt."""
+    """The `run:` block that a run left in its store, unchecked: another version may have written it. Raises Corrupt.
+
+    The device's defaults are there, also those that artifacts/run_record.py leaves out.
+    """
     try:
         data = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -68,7 +72,8 @@ def read_recipe(text: str, where: str) -> dict[str, Any]:
     recipe = data.get("run") if isinstance(data, dict) else None
     if not isinstance(recipe, dict):
         raise Corrupt(f"{where} has no `run:` block; run it again")
-    return recipe
+    device = recipe.get("device")
+    return {**recipe, "device": {**Device().model_dump(mode="json"), **device}} if isinstance(device, dict) else recipe
 
 
 def check_run_file(data: dict[str, Any], path: Path) -> RunFile:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pocketvlm import safetensors_header
 from pocketvlm.artifacts.artifact import Artifact, find, publish
 from pocketvlm.artifacts.files import hash_file
 from pocketvlm.artifacts.manifest import artifact_id
@@ -18,7 +19,8 @@ from pocketvlm.artifacts.store import Store
 from pocketvlm.environment import Environment
 from pocketvlm.errors import UserError
 from pocketvlm.run_file import Recipe, Student, is_hub_shaped, is_stored
-from pocketvlm.student import headers, hub
+from pocketvlm.safetensors_header import Entry
+from pocketvlm.student import hub
 from pocketvlm.student.families import read_geometry
 from pocketvlm.student.licence import CARD, NOT_STATED, licence_of
 
@@ -95,6 +97,11 @@ def local_folder(student: Student, folder: Path) -> Path:
             f"run.student.model: {student.model} is neither `tiny`, a Hub id (owner/name), an artifact of the store "
             "(models/<16 hex digits>), nor a folder with config.json and *.safetensors (pickles are never opened); correct it"
         )
+    index = path / hub.INDEX
+    if index.is_file() and not (path / hub.SINGLE).is_file():
+        gone = [name for name in hub.weight_files([], index.read_bytes()) if not (path / name).is_file()]
+        if gone:
+            raise UserError(f"run.student.model: {index.name} names {', '.join(gone)}, which {path} has not; fetch it again")
     return path
 
 
@@ -175,7 +182,7 @@ def _publish(student: Student, snapshot: Path, staging: Path, store: Store) -> N
 
 def read_facts(student: Student, folder: Path, path: Path, environment: Environment, store: Store) -> BaseFacts:
     """What a base says; `path` is what `fetch_base` returned, with or without weights. Raises as `fetch_base` does."""
-    entries: dict[str, headers.Entry] = {}
+    entries: dict[str, Entry] = {}
     for file in sorted(path.glob(WEIGHT_FILES)):
         entries |= _entries(file)
     licence, origin = licence_of(path), f"folder {path.name}"
@@ -188,6 +195,10 @@ def read_facts(student: Student, folder: Path, path: Path, environment: Environm
         missing = [name for name in _weight_names(student, path, environment) if not (path / name).is_file()]
         entries |= hub.fetch_entries(student, missing, environment)
         origin = f"{student.model}, to be fetched from the Hub once"
+    family = read_geometry(path).family
+    if foreign := next((name for name in entries if not family.owns(name)), None):
+        raise UserError(f"run.student.model: {path.name} has a tensor {foreign}, which no part of {family.name} has, the family "
+                        "that its config.json names; fetch or save it again")  # fmt: skip
     config = json.loads((path / "config.json").read_text())
     text = config.get("text_config", config)
     return BaseFacts(
@@ -196,19 +207,25 @@ def read_facts(student: Student, folder: Path, path: Path, environment: Environm
     )  # fmt: skip
 
 
-def _entries(file: Path) -> dict[str, headers.Entry]:
+def _entries(file: Path) -> dict[str, Entry]:
     try:
-        return headers.read_file(file)
+        header = safetensors_header.read_file(file)
     except ValueError as error:
         raise UserError(f"{file}: {error}; fetch or save it again") from error
+    if file.stat().st_size < header.end:
+        raise UserError(f"{file}: ends before its last tensor does; fetch or save it again")
+    return header.entries
 
 
-def _remote_entries(artifact: Artifact, path: Path) -> dict[str, headers.Entry]:
+def _remote_entries(artifact: Artifact, path: Path) -> dict[str, Entry]:
     """Of the artifact's weights that are not in `path`."""
-    entries: dict[str, headers.Entry] = {}
+    entries: dict[str, Entry] = {}
     for file in artifact.files:
         if file.name.endswith(".safetensors") and not (path / file.name).is_file():
-            entries |= headers.read_entries(lambda start, end, name=file.name: artifact.read_part(name, start, end))  # type: ignore[misc]
+            header = safetensors_header.read_header(
+                lambda start, end, name=file.name: artifact.read_part(name, start, end)  # type: ignore[misc]
+            )
+            entries |= header.entries
     return entries
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from pocketvlm.errors import UserError
 from pocketvlm.student.families import HEAD, read_geometry
 from pocketvlm.student.processor_files import write_json
 
+WHOLE = (HEAD, ".*patch_embedding", ".*multi_modal_projector")
+"""Linear layers that no base of few bits has in few bits: the head is small beside the layers, and its logits decide the answer;
+SigLIP 2 makes pixels of the number type of its first layer, which must not be bytes; LFM2-VL's projector is fed tensors of four
+dimensions, which 8 bits do not take."""
+
 
 def quiet() -> None:
     """Progress is told by us; the bars of transformers would stand between our lines."""
@@ -27,21 +33,24 @@ def quiet() -> None:
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, bits: int = 16) -> PreTrainedModel:
     """The model of a checkpoint folder, in eval mode. Only safetensors are read and no code of the checkpoint is run.
 
-    With 8 or 4 `bits` (see `check_bits`), its linear layers are held in so many, and the model is on the GPU.
+    With 8 or 4 `bits` (see `check_bits`), its linear layers are held in so many, and the model is on the GPU. Raises UserError
+    when the weights are not all that the model has: transformers would draw the others at random, other ones in each process.
     """
     quiet()
     read_geometry(folder)
     more: dict[str, Any] = {}
     if bits != 16:
-        # The head stays whole: it is small beside the layers, and its logits decide the answer.
+        # It warns of fp16 in 8 bits at every layer of every pass.
+        getLogger("bitsandbytes.autograd._functions").setLevel(ERROR)
         kind: dict[str, Any] = {"load_in_8bit": True} if bits == 8 else {
             "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
             "bnb_4bit_compute_dtype": torch.bfloat16,
         }  # fmt: skip
-        more = {"quantization_config": BitsAndBytesConfig(**kind, llm_int8_skip_modules=[HEAD]),
+        more = {"quantization_config": BitsAndBytesConfig(**kind, llm_int8_skip_modules=list(WHOLE)),
                 "device_map": {"": torch.cuda.current_device()}}  # fmt: skip
-    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
+    model, loaded = AutoModelForImageTextToText.from_pretrained(
         folder,
+        output_loading_info=True,
         dtype=dtype,
         local_files_only=True,
         trust_remote_code=False,
@@ -49,7 +58,11 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, bits: int = 
         attn_implementation="sdpa",
         **more,
     )
-    return model.eval()
+    if missing := sorted(loaded["missing_keys"]):
+        raise UserError(f"{folder}: {len(missing)} of its model's tensors are missing, for example {missing[0]}; fetch or save "
+                        "the whole checkpoint")  # fmt: skip
+    result: PreTrainedModel = model.eval()
+    return result
 
 
 def check_bits(bits: int, device: torch.device) -> None:

@@ -11,7 +11,7 @@ from pocketvlm import hub_errors as errors
 from pocketvlm.environment import Environment
 from pocketvlm.hub_errors import FOLDER, hub_token
 from pocketvlm.run_file import Student
-from pocketvlm.student.headers import Entry
+from pocketvlm.safetensors_header import Entry
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

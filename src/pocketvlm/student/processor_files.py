@@ -13,6 +13,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
+from pocketvlm.errors import UserError
+
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
@@ -24,10 +26,14 @@ CHAT_TEMPLATE = (
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint folder."""
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
+    """The tokenizer of a checkpoint folder. Raises UserError when it has none that can be read."""
+    try:
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{folder}: has no tokenizer that can be read ({why}); add the published files") from error
     return tokenizer
 
 

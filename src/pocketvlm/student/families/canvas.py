@@ -65,6 +65,7 @@ def one_tile(tile: Tiles, layout: CanvasLayout) -> Sight:
 class CanvasFamily(Family):
     """A family that goes through its own processor, on a canvas that leaves it nothing to resize."""
 
+    tokens_key = "canvas_px"
     least_tokens: int
     most_tokens: int
     """Of an image. Below and beyond, llama.cpp resizes or tiles it (clip.cpp: set_limit_image_tokens)."""
@@ -74,7 +75,8 @@ class CanvasFamily(Family):
         fit = [n * geometry.token_px for n in range(1, self.most_tokens) if self.least_tokens <= n * n <= self.most_tokens]
         sizes = ", ".join(map(str, fit[:8])) + (f" ... {fit[-1]}" if len(fit) > 8 else "")
         if device.canvas_px not in fit:
-            yield (f"canvas_px: {device.canvas_px} is no canvas that llama.cpp leaves as it is for {self.name}, so that pixels "
+            given = "null" if device.canvas_px is None else device.canvas_px
+            yield (f"canvas_px: {given} is no canvas that llama.cpp leaves as it is for {self.name}, so that pixels "
                    f"or tokens would differ from the phone's; use one of {sizes}")  # fmt: skip
         if "longest_edge_px" in device.model_fields_set:
             yield f"longest_edge_px: {self.name} has no tile budget, the canvas alone decides; remove it"

@@ -131,6 +131,8 @@ class Family(ABC):
     how far that is from the phone is measured and stated."""
     text_architecture: str | None = None
     """What `text_config.architectures` must say for llama.cpp's converter; None: it does not ask."""
+    tokens_key: str = "longest_edge_px"
+    """Key of the device block that decides how many tokens an image has."""
     embeddings: tuple[str, ...] = ("embed_tokens", "position_embedding")
     """Last names of the modules whose weight is a matrix and that are no linear layers."""
     features_of: tuple[Part, ...] = ("vision", "connector")
@@ -144,6 +146,10 @@ class Family(ABC):
         if not found:
             raise KeyError(f"{tensor} belongs to no part of {self.name}")
         return max(found)[1]
+
+    def owns(self, tensor: str) -> bool:
+        """Whether a tensor of this name belongs to a part."""
+        return any(tensor.startswith(prefix) for own in self.prefixes.values() for prefix in own)
 
     def linear_layers(self, shapes: Mapping[str, Sequence[int]], *, tied_head: bool) -> list[str]:
         """Paths of the linear layers, by the tensors of a checkpoint; a tied head is one and has no tensor there."""

@@ -33,7 +33,9 @@ def read_geometry(folder: Path) -> Any:
     """From `config.json` of a checkpoint folder. Raises UserError for a family that is not known or not a checkpoint."""
     path = folder / "config.json"
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: is not a checkpoint's config.json ({error}); name a folder in Hugging Face layout"
@@ -42,8 +44,9 @@ def read_geometry(folder: Path) -> Any:
 
 
 def geometry_of(config: Mapping[str, Any], where: str) -> Any:
-    """From a parsed config.json; `where` names it in errors. A `Geometry` of the family's own kind."""
-    architecture = (config.get("architectures") or ["none"])[0]
+    """From a parsed config.json; `where` names it in errors. A `Geometry` of the family's own kind. Raises UserError."""
+    names = config.get("architectures")
+    architecture = str(names[0]) if isinstance(names, list) and names else "none"
     if architecture in REFUSED:
         raise UserError(f"{where}: {architecture} cannot be trained here: {REFUSED[architecture]}; use a model of {_known()}")
     if "auto_map" in config:
@@ -51,6 +54,8 @@ def geometry_of(config: Mapping[str, Any], where: str) -> Any:
     family = FAMILIES.get(architecture)
     if family is None:
         raise UserError(f"{where}: the family {architecture} is not available; use a model of {_known()}")
+    if not isinstance(config.get("vision_config"), dict):
+        raise UserError(f"{where}: has no vision_config, as {family.name} has; use the published one")
     geometry: Geometry = family.geometry(config)
     return geometry
 
