@@ -3,7 +3,9 @@
     python -m bench.families             measure the build of llamacpp/pin.toml, and say what differs from the record
     python -m bench.families --write     the same, and make it the record: docs/families.json, of which docs/families.md is made
 
-So a new pin is a change of pin.toml and one command. The checkpoints are those of tests/fixtures/families.py: the real
+So a new pin is a change of pin.toml and one command. A family of which no pair can be made any more, or of whose prompt
+llama-server counts other tokens than the student, is said with the others; the command then ends with 1 and writes nothing. The
+checkpoints are those of tests/fixtures/families.py: the real
 architectures with small numbers and random weights, in which every part moves the answer by nats.
 """
 
@@ -14,6 +16,7 @@ import io
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from pocketvlm.environment import calm_idle_threads, read_environment
+from pocketvlm.errors import ToolError
 from pocketvlm.llamacpp.build import read_pin
 from pocketvlm.llamacpp.server import LlamaServer
 from pocketvlm.llamacpp.toolchain import Toolchain, find_toolchain
@@ -57,8 +61,12 @@ class Measured:
     """f16."""
 
 
+class OtherTokens(Exception):
+    """llama-server and the student count other tokens of one prompt."""
+
+
 def measure(name: str, folder: Path, toolchain: Toolchain) -> Measured:
-    """Builds, converts and asks. Raises ToolError, and ValueError when the two sides count other tokens."""
+    """Builds, converts and asks. Raises ToolError and OtherTokens."""
     import families
     import torch
 
@@ -88,7 +96,7 @@ def measure(name: str, folder: Path, toolchain: Toolchain) -> Measured:
         for picture, image, values in zip(pictures, encoded, ours, strict=True):
             said = server.complete(encoder.shipped, _png(picture), grammar=PRINTABLE, max_new_tokens=1, top=1 << 20)
             if said.prompt_tokens != len(image.prompt_ids):
-                raise ValueError(f"{name}: llama-server counts {said.prompt_tokens} prompt tokens, not {len(image.prompt_ids)}")
+                raise OtherTokens(f"llama-server counts {said.prompt_tokens} prompt tokens, not {len(image.prompt_ids)}")
             squares = [(values[token] - said.steps[0].logprobs[token]) ** 2 for token in values]
             gaps.append((sum(squares) / len(squares)) ** 0.5)
     return Measured(
@@ -125,31 +133,45 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return lines if len(lines) > 1 else [*lines, "  nothing differs"]
 
 
-def main() -> None:
-    """Measures every family."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures every family. 1 when one of them could not be."""
     parser = argparse.ArgumentParser(prog="python -m bench.families", description=__doc__.split("\n", 1)[0])
     parser.add_argument("names", nargs="*", metavar="FAMILY", help="default: all")
     parser.add_argument("--write", action="store_true", help="make it the record: docs/families.json")
-    options = parser.parse_args()
-    calm_idle_threads()
-    toolchain = find_toolchain(read_environment())
+    options = parser.parse_args(arguments)
     import families
 
+    if unknown := [name for name in options.names if name not in families.NAMES]:
+        parser.error(f"there is no {', '.join(unknown)}; the families are {', '.join(families.NAMES)}")
+    if options.names and options.write:
+        parser.error("--write: the record is of all families; leave their names out")
+    calm_idle_threads()
+    toolchain = find_toolchain(read_environment())
     found: dict[str, Any] = {}
+    failed: list[str] = []
     for name in options.names or families.NAMES:
-        with tempfile.TemporaryDirectory() as folder:
-            found[name] = asdict(measure(name, Path(folder), toolchain))
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                found[name] = asdict(measure(name, Path(folder), toolchain))
+        except (ToolError, OtherTokens) as error:
+            failed.append(name)
+            print(f"{name:<12} {error}", flush=True)
+            continue
         print(f"{name:<12} " + ", ".join(f"{words} {found[name][key]}" for key, words in SHOWN.items()), flush=True)
     now = {"llama_cpp": read_pin().commit, "families": found}
     if RECORD.is_file():
         before = json.loads(RECORD.read_text())
-        if options.names:
-            before["families"] = {name: row for name, row in before["families"].items() if name in found}
+        asked = set(options.names or [*before["families"], *found]) - set(failed)
+        before["families"] = {name: row for name, row in before["families"].items() if name in asked}
         print("\n".join(differences(before, now)))
+    if failed:
+        print(f"not measured: {', '.join(failed)}; change student/ until the two sides agree")
+        return 1
     if options.write:
         RECORD.write_text(json.dumps(now, indent=1) + "\n")
-        print(f"recorded in {RECORD.relative_to(HERE)}")
+        print(f"recorded in {RECORD.relative_to(HERE)}; run `make docs`")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

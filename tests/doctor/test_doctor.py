@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from pocketvlm.doctor.examine import Diagnosis, examine, render, render_json
 from pocketvlm.doctor.template import check_prompt
 from pocketvlm.environment import read_environment
 from pocketvlm.errors import UserError
-from pocketvlm.llamacpp.gguf_file import read_gguf
+from pocketvlm.llamacpp.convert_runner import PRE_TOKENIZERS
+from pocketvlm.llamacpp.gguf_file import TYPES, NotGguf, read_gguf
 from pocketvlm.llamacpp.toolchain import find_toolchain
 
 pytestmark = pytest.mark.llamacpp
@@ -59,6 +61,13 @@ def test_the_reader_sees_what_that_of_llama_cpp_sees(models: Models) -> None:
         assert {t.name: (t.type, t.start, t.size) for t in ours.tensors.values()} == {
             t.name: (t.tensor_type.name, int(t.data_offset), int(t.n_bytes)) for t in theirs.tensors
         }
+
+
+def test_the_reader_knows_every_type_of_the_pin_that_a_file_may_have() -> None:
+    """Q8_1 and Q8_K are for activations alone."""
+    gguf = find_toolchain(read_environment()).gguf()
+    theirs = {int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+    assert {number: kind for number, kind in theirs.items() if kind[0] not in ("Q8_1", "Q8_K")} == TYPES
 
 
 def test_a_text_model_without_its_mmproj_is_a_fault(models: Models, tmp_path: Path) -> None:
@@ -138,6 +147,25 @@ def test_another_tile_budget_than_the_checkpoints_is_found_beside_it(models: Mod
     edit_gguf(pair / MMPROJ, {"clip.vision.preproc_image_size": 64})
     assert names(examine(pair)) == set()
     assert names(examine(pair, checkpoint=models.checkpoint)) == {"preproc-image-size"}
+
+
+def test_a_pre_tokenizer_under_another_of_its_names_is_right(models: Models, tmp_path: Path) -> None:
+    """Idefics3 has Llama 3's vocabulary, which is cut as LFM2's is."""
+    steps = [{"type": kind, **settings} for kind, settings in PRE_TOKENIZERS["lfm2"]]
+    changed = put({"type": "Sequence", "pretokenizers": steps}, "pre_tokenizer")
+    checkpoint = models.copy_checkpoint(tmp_path / "student", {"tokenizer.json": changed})
+    pair = models.copy_pair(tmp_path / "pair")
+    for name, found in (("llama-bpe", set()), ("lfm2", set()), ("qwen2", {"pre-tokenizer"})):
+        edit_gguf(pair / TEXT, {"tokenizer.ggml.pre": name})
+        assert names(examine(pair, checkpoint=checkpoint)) == found
+
+
+def test_a_file_of_which_little_can_be_compared_with_the_checkpoint_is_not_called_its_own(models: Models, tmp_path: Path) -> None:
+    pair = models.copy_pair(tmp_path / "pair")
+    quantise(models.parity / "text-bf16.gguf", pair / TEXT, "q4_0")
+    (unseen,) = examine(pair, checkpoint=models.checkpoint).unseen
+    assert f"whether all of {TEXT} was made from" in unseen and "cannot be compared" in unseen
+    assert examine(models.pair, checkpoint=models.checkpoint).unseen == []
 
 
 def test_a_vision_file_of_4_bits_is_found(models: Models, tmp_path: Path) -> None:
@@ -294,6 +322,83 @@ def test_a_checkpoint_beside_the_pair_is_compared_without_being_named(models: Mo
     for file in (TEXT, MMPROJ):
         shutil.copy(models.pair / file, folder / file)
     assert names(examine(folder)) == {"other-checkpoint"}
+
+
+ODD: list[tuple[str, str, Any]] = [
+    ("config.json", "architectures", 1), ("config.json", "architectures", "SmolVLMForConditionalGeneration"),
+    ("config.json", "text_config", {"architectures": ["VLlama3ForCausalLM"], "rope_parameters": [1]}),
+    ("tokenizer.json", "added_tokens", 1), ("tokenizer.json", "pre_tokenizer", ["x"]),
+    ("tokenizer.json", "pre_tokenizer", {"type": "Sequence", "pretokenizers": [1]}),
+    ("processor_config.json", "image_processor", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "key", "value"), ODD)
+def test_values_of_another_type_than_they_should_have_are_no_surprise(
+    models: Models, tmp_path: Path, file: str, key: str, value: Any
+) -> None:
+    folder = models.copy_checkpoint(tmp_path / "student", {file: put(value, key)})
+    render(examine(folder))
+    render(examine(models.pair, checkpoint=folder))
+
+
+def test_keys_of_another_type_than_they_should_have_are_no_surprise(models: Models, tmp_path: Path) -> None:
+    pair = models.copy_pair(tmp_path / "pair")
+    keys = {"rope.freq_base": TEXT, "file_type": TEXT, "preproc_image_size": MMPROJ, "layer_norm_epsilon": MMPROJ}
+    for key, file in keys.items():
+        data = bytearray((pair / file).read_bytes())
+        place = data.index(key.encode()) + len(key)
+        data[place : place + 8] = struct.pack("<If", 6, float("inf"))
+        (pair / file).write_bytes(data)
+        render(examine(pair, checkpoint=models.checkpoint))
+
+
+def header(shape: tuple[int, ...], alignment: int = 32) -> bytes:
+    """A GGUF file with one key and one tensor."""
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    key = text("general.alignment") + struct.pack("<II", 4, alignment)
+    tensor = text("t") + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, 0)
+    return b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + key + tensor + bytes(256)
+
+
+def test_a_header_that_makes_no_sense_is_no_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(header((4, 2)))
+    assert read_gguf(path).missing_bytes == 0
+    deep = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k" + struct.pack("<I", 9)
+    for data in (header(()), header((4, 0)), header((4, 2), alignment=0), deep + struct.pack("<IQ", 9, 1) * 5000 + bytes(64)):
+        path.write_bytes(data)
+        with pytest.raises(NotGguf):
+            read_gguf(path)
+        assert names(examine(path)) == {"not-gguf"}
+
+
+def test_what_looks_like_a_model_and_cannot_be_opened_is_found(models: Models, tmp_path: Path) -> None:
+    pair = models.copy_pair(tmp_path / "pair")
+    (pair / "folder.gguf").mkdir()
+    assert names(examine(pair)) == set()
+    (pair / MMPROJ).unlink()
+    (pair / MMPROJ).symlink_to(tmp_path / "gone")
+    assert names(examine(pair)) == {"not-gguf", "mmproj-missing"}
+    folder = models.copy_checkpoint(tmp_path / "student")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "gone")
+    assert names(examine(folder)) == {"no-weights"}
+
+
+def test_options_that_have_nothing_to_compare_are_refused(models: Models, tmp_path: Path) -> None:
+    for options in ({"checkpoint": models.checkpoint}, {"base": models.pair}):
+        with pytest.raises(UserError, match="is compared with a GGUF pair, and there is none"):
+            examine(models.checkpoint, **options)
+    base = models.copy_pair(tmp_path / "base")
+    (base / MMPROJ).write_bytes((base / MMPROJ).read_bytes()[:-1000])
+    with pytest.raises(UserError, match=f"--base .*{MMPROJ} ends before its last tensor does"):
+        examine(models.pair, base=base)
+    cut = models.copy_checkpoint(tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-100_000])
+    assert len(examine(models.pair, checkpoint=cut).unseen) == 2
 
 
 def test_findings_come_as_json_with_the_exit_code(models: Models) -> None:

@@ -29,8 +29,8 @@ def longest_edge_px(checkpoint: Checkpoint) -> int | None:
 def rope_theta(checkpoint: Checkpoint) -> float | None:
     """Where transformers 4 and 5 write it."""
     text = checkpoint.block("text_config")
-    parameters = text.get("rope_parameters") or {}
-    theta = parameters.get("rope_theta", text.get("rope_theta"))
+    parameters = text.get("rope_parameters")
+    theta = (parameters if isinstance(parameters, dict) else {}).get("rope_theta", text.get("rope_theta"))
     return float(theta) if isinstance(theta, int | float) else None
 
 
@@ -58,7 +58,7 @@ def check_checkpoint(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _check_weights(checkpoint: Checkpoint) -> Iterator[Finding]:
-    if not list(checkpoint.path.glob("*.safetensors")):
+    if not checkpoint.files:
         pickles = checkpoint.pickles()
         wrong = f"there are only pickles ({', '.join(pickles[:3])})" if pickles else "there are no *.safetensors"
         yield Finding("pickles" if pickles else "no-weights", "fault", "*.safetensors", wrong,
@@ -69,8 +69,8 @@ def _check_weights(checkpoint: Checkpoint) -> Iterator[Finding]:
         yield Finding("safetensors-truncated", "fault", name, "ends before its last tensor does",
                       "neither training nor the converter can read it", "fetch or save it again")  # fmt: skip
     index = checkpoint.read("model.safetensors.index.json").get("weight_map")
-    shards = sorted(set(index.values())) if isinstance(index, dict) else []
-    if gone := [shard for shard in shards if not (checkpoint.path / str(shard)).is_file()]:
+    shards = sorted({str(shard) for shard in index.values()}) if isinstance(index, dict) else []
+    if gone := [shard for shard in shards if not (checkpoint.path / shard).is_file()]:
         yield Finding("shard-missing", "fault", "model.safetensors.index.json", f"names {', '.join(gone)}, which is not there",
                       "neither training nor the converter can read it", "fetch the whole checkpoint")  # fmt: skip
 
@@ -141,7 +141,8 @@ def _check_text_files(checkpoint: Checkpoint) -> Iterator[Finding]:
     if not tokenizer and not (checkpoint.path / "tokenizer.model").is_file():
         yield Finding("no-tokenizer", "fault", "tokenizer.json", "is missing or cannot be read",
                       "the converter makes no text model", "save the tokenizer into the folder")  # fmt: skip
-    added = [token for token in tokenizer.get("added_tokens") or [] if isinstance(token, dict)]
+    added = tokenizer.get("added_tokens")
+    added = [token for token in added if isinstance(token, dict)] if isinstance(added, list) else []
     yield from check_tokens([str(token.get("content")) for token in added], "tokenizer.json: added_tokens")
     template, file = checkpoint.chat_template()
     if template:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketvlm.student import headers
+from pocketvlm import safetensors_header
 
 DTYPES = {"F32": ("<f4", 4), "F16": ("<f2", 2), "BF16": ("<u2", 2), "F64": ("<f8", 8)}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -66,7 +66,19 @@ class Checkpoint:
     @property
     def architecture(self) -> str:
         """Class of the whole model."""
-        return str((self.config.get("architectures") or [""])[0])
+        names = self.config.get("architectures")
+        return str(names[0]) if isinstance(names, list) and names else ""
+
+    @property
+    def pre_tokenizer(self) -> dict[str, Any] | None:
+        """How tokenizer.json says that text is cut; None where it does not."""
+        found = self.read("tokenizer.json").get("pre_tokenizer")
+        return found if isinstance(found, dict) else None
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """Those of its weights."""
+        return sorted(file for file in self.path.glob("*.safetensors") if file.is_file())
 
     @cached_property
     def preprocessor(self) -> dict[str, Any]:
@@ -78,7 +90,7 @@ class Checkpoint:
     def weights(self) -> dict[str, Weight]:
         """Tensors of all *.safetensors by name. A file that ends inside its header or has none gives none."""
         found: dict[str, Weight] = {}
-        for file in sorted(self.path.glob("*.safetensors")):
+        for file in self.files:
             found |= _header(file)
         return found
 
@@ -88,7 +100,7 @@ class Checkpoint:
         ends: dict[Path, int] = {}
         for weight in self.weights.values():
             ends[weight.file] = max(ends.get(weight.file, 0), weight.start + weight.size)
-        return [file.name for file in sorted(self.path.glob("*.safetensors")) if file.stat().st_size < ends.get(file, 1 << 62)]
+        return [file.name for file in self.files if file.stat().st_size < ends.get(file, 1 << 62)]
 
     def pickles(self) -> list[str]:
         """Names of files with weights that only code can open."""
@@ -111,7 +123,7 @@ class Checkpoint:
         """The template and the file that holds it; ("", "") where there is none."""
         file = self.path / "chat_template.jinja"
         if file.is_file():
-            return file.read_text(), file.name
+            return file.read_text(errors="replace"), file.name
         for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
             if isinstance(template := self.read(name).get("chat_template"), str):
                 return template, name
@@ -120,7 +132,7 @@ class Checkpoint:
 
 def _header(file: Path) -> dict[str, Weight]:
     try:
-        entries = headers.read_file(file)
+        entries = safetensors_header.read_file(file).entries
     except ValueError:
         return {}
     return {name: Weight(file, entry.dtype, entry.shape, entry.start, entry.size) for name, entry in entries.items()}

@@ -63,8 +63,9 @@ def examine(paths: Path | Sequence[Path], *, checkpoint: Path | None = None, bas
         diagnosis.add(checkpoints.check_checkpoint(opened.checkpoint))
     if opened.texts or opened.mmprojs:
         diagnosis.add(_check_ggufs(opened, source, before, diagnosis.unseen))
-    elif opened.checkpoint is not None and before is not None:
-        raise UserError("--base: is compared with a GGUF pair, and there is none; give the pair, or remove it")
+    elif not opened.broken and (base or checkpoint):
+        key = "--base" if base else "--checkpoint"
+        raise UserError(f"{key}: is compared with a GGUF pair, and there is none; give the pair, or remove it")
     if opened.folder is not None:
         diagnosis.add(_check_beside(opened, opened.folder))
     diagnosis.sort()
@@ -78,7 +79,7 @@ def _open(paths: list[Path]) -> _Opened:
             opened.folder = path
             if (path / "config.json").is_file():
                 opened.checkpoint = Checkpoint(path)
-            files = sorted(path.glob("*.gguf"))
+            files = sorted(file for file in path.glob("*.gguf") if not file.is_dir())
             if not files and opened.checkpoint is None:
                 raise UserError(f"{path}: holds neither *.gguf nor config.json; name a folder of a model")
         elif path.is_file():
@@ -93,6 +94,10 @@ def _open(paths: list[Path]) -> _Opened:
 def _add(opened: _Opened, path: Path) -> None:
     try:
         file = read_gguf(path)
+    except OSError as error:
+        opened.broken.append(Finding("not-gguf", "fault", path.name, f"cannot be read ({error.strerror})",
+                                     "llama.cpp cannot load it", "download it again, or give yourself the right"))  # fmt: skip
+        return
     except NotGguf as error:
         opened.broken.append(Finding("gguf-truncated" if "ends" in str(error) else "not-gguf", "fault", path.name, str(error),
                                      "llama.cpp refuses to load it", "download it again; a page of HTML or a pointer of Git LFS "
@@ -103,8 +108,11 @@ def _add(opened: _Opened, path: Path) -> None:
 
 def _open_base(path: Path) -> Base:
     opened = _open([path])
-    if opened.broken:
-        raise UserError(f"--base {path}: {opened.broken[0].where} {opened.broken[0].wrong}; name a sound model")
+    wrong = [f"{finding.where} {finding.wrong}" for finding in opened.broken]
+    wrong += [f"{file.path.name} ends before its last tensor does" for file in (*opened.texts, *opened.mmprojs)
+              if file.missing_bytes]  # fmt: skip
+    if wrong:
+        raise UserError(f"--base {path}: {wrong[0]}; name a sound model")
     return Base([*opened.texts, *opened.mmprojs], opened.checkpoint)
 
 

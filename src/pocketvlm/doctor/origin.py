@@ -65,6 +65,9 @@ def _beside_checkpoint(file: Gguf, checkpoint: Checkpoint, unseen: list[str], *,
         yield Finding("base-mmproj" if is_base else "other-checkpoint", "fault", f"{file.path.name}: {match.differ[0]}", count,
                       BLIND if file.is_mmproj else "the phone answers as another model than the one that was trained",
                       f"convert the {part} again from {checkpoint.path.name}")  # fmt: skip
+    elif match.unknown > match.same:
+        unseen.append(f"whether all of {file.path.name} was made from {checkpoint.path.name}: {match.same} tensors are the same, "
+                      f"and {match.unknown} cannot be compared; compare the bf16 or q8_0 file")  # fmt: skip
 
 
 def _only_base(text: Gguf | None, mmproj: Gguf, base: Base) -> Finding:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 from pocketvlm.doctor.checkpoint import layer_norm_epsilon, longest_edge_px, rope_theta
 from pocketvlm.doctor.checkpoint_file import Checkpoint
@@ -20,6 +19,11 @@ LOST_THETA = 10000.0
 """What llama.cpp and older converters take where the key is missing; no SmolVLM or Idefics3 has it."""
 LAYOUT = ("<fake_token_around_image>", "<global-img>", "<row_1_col_1>", "<image>")
 """Tokens that llama.cpp writes around the tiles of an Idefics3 image."""
+ALIKE = (
+    {"lfm2", "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0"},
+    {"qwen2", "deepseek-r1-qwen"},
+)  # fmt: skip
+"""Pre-tokenizers that llama.cpp has under several names (src/llama-vocab.cpp)."""
 K_QUANTS = {
     11: ("Q3_K_S", "Q3_K"), 12: ("Q3_K_M", "Q3_K"), 13: ("Q3_K_L", "Q3_K"), 14: ("Q4_K_S", "Q4_K"), 15: ("Q4_K_M", "Q4_K"),
     16: ("Q5_K_S", "Q5_K"), 17: ("Q5_K_M", "Q5_K"), 18: ("Q6_K", "Q6_K"),
@@ -62,21 +66,21 @@ def _check_pre_tokenizer(text: Gguf, checkpoint: Checkpoint | None, tokens: list
     key = "tokenizer.ggml.pre"
     found = text.keys.get(key)
     wanted, source = None, "the vocabulary is SmolVLM's"
-    if checkpoint is not None and (name := pre_tokenizer_name(checkpoint.read("tokenizer.json").get("pre_tokenizer"))):
+    if checkpoint is not None and (name := pre_tokenizer_name(checkpoint.pre_tokenizer)):
         wanted, source = name, f"{checkpoint.path.name}/tokenizer.json has the steps"
     elif idefics3 and "<|begin_of_text|>" in tokens:
         wanted, source = "llama-bpe", "the vocabulary is Llama 3's"
     elif idefics3 and "<|im_start|>" in tokens:
         wanted = "smollm"
-    if wanted and found != wanted:
+    if wanted and found != wanted and not any({wanted, str(found)} <= names for names in ALIKE):
         yield Finding("pre-tokenizer", "fault", f"{text.path.name}: {key}", f"is {found or 'missing'}, and {source}: {wanted}",
                       "text is cut into other tokens than in training, numbers first of all; answers degrade without a sign",
                       f"convert again, or set the key to {wanted} with gguf-py's gguf_new_metadata.py")  # fmt: skip
 
 
 def _check_theta(text: Gguf, checkpoint: Checkpoint | None, *, idefics3: bool) -> Iterator[Finding]:
-    written = text.text_key("rope.freq_base")
-    found = LOST_THETA if written is None else float(written)
+    written = text.number(f"{text.keys.get('general.architecture')}.rope.freq_base")
+    found = LOST_THETA if written is None else written
     trained = None if checkpoint is None else rope_theta(checkpoint)
     if trained is not None and not math.isclose(found, trained, rel_tol=1e-3):
         wrong = f"is {found:g}, and the checkpoint has {trained:g}"
@@ -90,7 +94,7 @@ def _check_theta(text: Gguf, checkpoint: Checkpoint | None, *, idefics3: bool) -
 
 
 def _check_fallbacks(text: Gguf) -> Iterator[Finding]:
-    label, promised = K_QUANTS.get(int(text.keys.get("general.file_type", -1)), ("", ""))
+    label, promised = K_QUANTS.get(int(text.number("general.file_type") or 0), ("", ""))
     matrices = [tensor for tensor in text.tensors.values() if len(tensor.shape) > 1]
     fallen = sum(tensor.type != promised and tensor.shape[0] % 256 != 0 for tensor in matrices)
     if label and 2 * fallen > len(matrices):
@@ -124,7 +128,7 @@ def check_mmproj(mmproj: Gguf, checkpoint: Checkpoint | None, *, idefics3: bool)
 
 def _check_tiles(mmproj: Gguf, checkpoint: Checkpoint | None) -> Iterator[Finding]:
     key = "clip.vision.preproc_image_size"
-    where, found = f"{mmproj.path.name}: {key}", mmproj.keys.get(key)
+    where, found = f"{mmproj.path.name}: {key}", mmproj.number(key)
     trained = None if checkpoint is None else longest_edge_px(checkpoint)
     if found is None:
         yield Finding("preproc-image-size", "fault", where, "is missing",
@@ -135,9 +139,9 @@ def _check_tiles(mmproj: Gguf, checkpoint: Checkpoint | None) -> Iterator[Findin
         yield Finding("preproc-image-size", "fault", where, f"is {found}, and the checkpoint has size.longest_edge {trained}",
                       "the phone cuts images into other tiles than training did; that alone costs as much as 4 bits",
                       "write size.longest_edge into preprocessor_config.json and processor_config.json, and convert again")
-    tile, patch = int(mmproj.keys.get("clip.vision.image_size", 0)), int(mmproj.keys.get("clip.vision.patch_size", 0))
-    scale = int(mmproj.keys.get("clip.vision.projector.scale_factor", 1))
-    if found and tile and patch and (tiles := (int(found) // tile) ** 2 + 1) >= MANY_TILES:
+    tile, patch, scale = (int(mmproj.number(f"clip.vision.{name}") or 0)
+                          for name in ("image_size", "patch_size", "projector.scale_factor"))  # fmt: skip
+    if found and tile and patch and scale and (tiles := (int(found) // tile) ** 2 + 1) >= MANY_TILES:
         tokens = tiles * (tile // patch) ** 2 // scale**2
         yield Finding("many-tiles", "warning", where,
                       f"is {found}: {tiles} tiles, {tokens} tokens for every square photo, however small it is",
@@ -147,9 +151,9 @@ def _check_tiles(mmproj: Gguf, checkpoint: Checkpoint | None) -> Iterator[Findin
 
 def _check_epsilon(mmproj: Gguf, checkpoint: Checkpoint | None) -> Iterator[Finding]:
     key = "clip.vision.attention.layer_norm_epsilon"
-    found: Any = mmproj.keys.get(key)
+    found = mmproj.number(key)
     wanted = (layer_norm_epsilon(checkpoint) if checkpoint else None) or 1e-6
-    if found is None or not math.isclose(float(found), wanted, rel_tol=1e-2):
+    if found is None or not math.isclose(found, wanted, rel_tol=1e-2):
         yield Finding("layer-norm-eps", "fault", f"{mmproj.path.name}: {key}",
                       f"is {'missing' if found is None else f'{found:.0e}'}, and training had {wanted:.0e}",
                       "every layer of the vision tower is normalised a little otherwise than in training",

@@ -77,7 +77,7 @@ def of_checkpoint(checkpoint: Checkpoint, file: Gguf) -> dict[str, Rows]:
         for pattern, there in names.items():
             if match := re.fullmatch(pattern, name):
                 weight = checkpoint.weights.get(match.expand(there))
-                if weight is not None and weight.dtype in DTYPES:
+                if weight is not None and weight.dtype in DTYPES and weight.file.name not in checkpoint.cut:
                     found[name] = Rows(int(np.prod(weight.shape)), weight.rows)
     return found
 

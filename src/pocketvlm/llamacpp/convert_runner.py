@@ -51,9 +51,9 @@ PRE_TOKENIZERS: dict[str, list[tuple[str, dict[str, Any]]]] = {
 
 def pre_tokenizer_name(pre_tokenizer: dict[str, Any] | None) -> str | None:
     """llama.cpp's name of tokenizer.json's `pre_tokenizer`, if it splits text as one of PRE_TOKENIZERS does."""
-    if not pre_tokenizer or pre_tokenizer.get("type") != "Sequence":
+    steps = pre_tokenizer.get("pretokenizers") if pre_tokenizer and pre_tokenizer.get("type") == "Sequence" else None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         return None
-    steps = pre_tokenizer.get("pretokenizers", [])
     return next((name for name, wanted in PRE_TOKENIZERS.items() if _same(steps, wanted)), None)
 
 

@@ -16,6 +16,8 @@ VERSIONS = (2, 3)
 ALIGNMENT = 32
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
+MAX_DEPTH = 4
+"""Of lists in lists. llama.cpp writes none."""
 TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
     8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
@@ -23,6 +25,7 @@ TYPES = {
     19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
     24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56),
     30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
 }  # fmt: skip
 """Number of a tensor type -> name, weights in a block, bytes of a block (ggml-common.h of the pin)."""
 
@@ -81,13 +84,19 @@ class Gguf:
         weights = sum(tensor.weights for tensor in self.tensors.values())
         return 8 * sum(tensor.size for tensor in self.tensors.values()) / max(weights, 1)
 
+    def number(self, name: str) -> float | None:
+        """A key that is a finite number; None where it is missing or anything else."""
+        value = self.keys.get(name)
+        return value if isinstance(value, int | float) and math.isfinite(value) else None
+
     def text_key(self, name: str) -> Any:
         """A key of the text architecture: `rope.freq_base` of a llama is `llama.rope.freq_base`."""
         return self.keys.get(f"{self.keys.get('general.architecture')}.{name}")
 
     def tokens(self) -> list[str]:
         """The vocabulary by id; empty where there is none."""
-        return list(self.keys.get("tokenizer.ggml.tokens", []))
+        found = self.keys.get("tokenizer.ggml.tokens")
+        return found if isinstance(found, list) else []
 
 
 def read_gguf(path: Path) -> Gguf:
@@ -102,7 +111,9 @@ def read_gguf(path: Path) -> Gguf:
         tensors, keys = reader.number("<Q"), reader.number("<Q")
         values = {reader.text(): reader.value(reader.number("<I")) for _ in range(keys)}
         infos = [_info(reader) for _ in range(tensors)]
-        alignment = int(values.get("general.alignment", ALIGNMENT))
+        alignment = values.get("general.alignment", ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise NotGguf(f"has general.alignment {alignment!r}, which is no number of bytes")
         data = -(-file.tell() // alignment) * alignment
     found = {name: Tensor(name, shape, *_type(kind, name), start=data + offset) for name, shape, kind, offset in infos}
     end = max((tensor.start + tensor.size for tensor in found.values()), default=0)
@@ -112,6 +123,8 @@ def read_gguf(path: Path) -> Gguf:
 def _info(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
     name = reader.text()
     shape = tuple(reader.number("<Q") for _ in range(reader.number("<I")))
+    if not math.prod(shape) or not shape:
+        raise NotGguf(f"has a tensor {name} without weights (shape {shape})")
     return name, shape, reader.number("<I"), reader.number("<Q")
 
 
@@ -139,17 +152,17 @@ class _Reader:
     def text(self) -> str:
         return self.take(self.number("<Q")).decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         if kind == STRING:
             return self.text()
-        if kind == ARRAY:
-            return self._array(self.number("<I"), self.number("<Q"))
+        if kind == ARRAY and depth < MAX_DEPTH:
+            return self._array(self.number("<I"), self.number("<Q"), depth + 1)
         if kind not in SCALARS:
             raise NotGguf(f"has a key of the unknown type {kind}")
         return self.number(SCALARS[kind])
 
-    def _array(self, kind: int, count: int) -> list[Any]:
+    def _array(self, kind: int, count: int, depth: int) -> list[Any]:
         if kind in SCALARS:
             form = SCALARS[kind]
             return list(struct.unpack(f"<{count}{form[1]}", self.take(count * struct.calcsize(form))))
-        return [self.value(kind) for _ in range(count)]
+        return [self.value(kind, depth) for _ in range(count)]
