@@ -8,7 +8,7 @@ import pytest
 
 from pocketvlm.artifacts.folder import FolderStore
 from pocketvlm.artifacts.run_record import run_id, write_recipe
-from pocketvlm.run_file import Recipe, read_run_file
+from pocketvlm.run_file import Evaluator, Gates, Recipe, read_run_file
 from pocketvlm.student.tasks import kind_of
 from pocketvlm.student.variants import variants
 
@@ -119,6 +119,23 @@ def test_food_is_the_known_recipe() -> None:
     assert second.train == ["vision", "connector", "text"]
     assert (run.trainer.batch_size, run.trainer.micro_batch_size) == (32, 8)
     assert (run.trainer.seed, run.labeller.split.seed) == (42, 42)
+
+
+def test_food_lora_is_its_predecessor_and_differs_in_training_alone() -> None:
+    run, food = recipe("food-lora"), recipe("food")
+    (phase,) = run.trainer.phases
+    assert (phase.method, phase.rank, phase.alpha, phase.dropout) == ("lora", 16, 16, 0.05)
+    assert (phase.full, phase.epochs, phase.learning_rate) == (["lm_head", "embed_tokens"], 2, 2e-4)
+    assert run.model_copy(update={"name": "food", "trainer": food.trainer}) == food
+    assert (run.trainer.batch_size, run.trainer.micro_batch_size, run.trainer.seed) == (32, 8, 42)
+
+
+@pytest.mark.parametrize("name", ["food", "food-lora"])
+def test_what_is_made_for_classes_does_not_gate_answers_of_four_fields(name: str) -> None:
+    gates, default = recipe(name).evaluator.gates, Gates()
+    assert recipe(name).evaluator.answer_threshold < Evaluator().answer_threshold
+    assert gates.min_list_f1 and gates.min_sight is None
+    assert gates.min_agreement and default.min_agreement and gates.min_agreement < default.min_agreement
 
 
 @pytest.mark.parametrize("name", ["solar", "food"])

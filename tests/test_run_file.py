@@ -372,6 +372,10 @@ def extract(**keys: Any) -> dict[str, Any]:
     return {"task": {"kind": "extract", "fields": TITLE, "question": 'As {"title": "..."}', **keys}, "labeller__source": source}
 
 
+def of_values(kind: str, values: list[Any]) -> dict[str, Any]:
+    return {"v": {"type": kind, "description": "one of few", "values": values}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -381,7 +385,16 @@ def extract(**keys: Any) -> dict[str, Any]:
         (extract(fields=[TITLE, TITLE]), "a field is named twice"),
         (extract(answer="reasoning"), "run.task.answer: only kind: classify"),
         (extract(fields={"n": {"type": "integer", "description": "a number", "max_length": 5}}), "max_length"),
-        (extract(fields={"b": {"type": "boolean", "description": "yes or no", "values": [1]}}), "values"),
+        (extract(fields={"b": {"type": "boolean", "description": "yes or no", "values": [1]}}), "values: a field of type bool"),
+        (extract(fields=of_values("integer", [0, "1"])), "values: '1' is no whole number, as a field of type integer has"),
+        (extract(fields=of_values("string", [0, 1])), "values: 0 is no text, as a field of type string has; write its quotes"),
+        (extract(fields=of_values("list", ["a", 1])), "values: 1 is no text"),
+        (extract(fields=of_values("integer", [True])), "run.task.fields.v.values: True is neither a text"),
+        (extract(fields=of_values("string", [1.0])), "values: 1.0 is neither a text nor a whole number"),
+        (extract(fields=of_values("string", ["Red", "red"])), "differs from another only in case"),
+        (extract(fields=of_values("string", [" red"])), "values: ' red' holds"),
+        (extract(fields=of_values("string", ["<image>"])), "values: '<image>' holds"),
+        ({"task__prompt_template": "<image>{image}{question}"}, "prompt_template: holds <image>; write {image}"),
         ({"task__fields": TITLE}, "run.task.fields: only kind: extract has fields; remove it"),
         ({"task__reasons": ["{description}"]}, "run.task.reasons: only answer: reasoning has them; remove it"),
         ({"task__answer": "reasoning", "task__reasons": ["{descripton}"]}, "did you mean {description}?"),

@@ -34,6 +34,8 @@ from ..conftest import kept
 pytestmark = [pytest.mark.chain, pytest.mark.llamacpp, pytest.mark.timeout(1500)]
 
 PLATES, THINGS = 800, 1000
+FRESH = 29
+"""Seed of the plates. PACE was chosen on those of seed 0: none of the images that are measured was looked at for that."""
 ALL = ["vision", "connector", "text"]
 SIGHT = {"canvas_px": 64, "longest_edge_px": 32}
 """One tile and the overview: 8 visual tokens."""
@@ -82,7 +84,7 @@ class Kitchen:
 def kitchen(tmp_path_factory: pytest.TempPathFactory, built: None) -> Kitchen:
     """Pictures on disk."""
     folder = kept("kitchen", tmp_path_factory)
-    write_plates(folder / "plates", PLATES)
+    write_plates(folder / "plates", PLATES, FRESH)
     write_things(folder / "things", THINGS)
     return Kitchen(folder)
 

@@ -144,6 +144,18 @@ def test_records_may_bring_their_own_reasons_and_those_without_are_quarantined(d
     assert answers(desk, artifact)[names[0]] == f"Reasoning: seen in {names[0]}\nAnswer: {names[0][4:-4]}"
 
 
+def test_a_reason_with_a_token_of_the_prompt_is_quarantined(desk: Desk) -> None:
+    """Trained, it would be one image more than there is."""
+    names = sorted(path.name for path in (desk.root / "images").iterdir())
+    rows = [{"image_id": name, "image_path": name, "label": name[4:-4], "reason": "plain"} for name in names]
+    rows[5]["reason"] = "the sign says <image>"
+    (desk.root / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    artifact = desk.label(without_teacher(desk, {"kind": "records", "path": "records.jsonl", "images": "images"}))
+    assert desk.refused(artifact) == {names[5]: "special_token"}
+    (item,) = read_quarantine(desk.root / "fetched" / artifact.id)
+    assert "<image>" in item.detail
+
+
 def test_another_template_is_another_dataset_and_asks_no_teacher(desk: Desk) -> None:
     first = desk.label(desk.run_file(task={**REASONING, **TEMPLATES}))
     paid = desk.billed

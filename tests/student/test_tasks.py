@@ -88,6 +88,7 @@ def test_fields_are_answered_as_compact_json_in_their_order() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"is_food": 10**400}, "not every reader"),  # as digits without an end
         ({"is_food": 2}, "is_food is or holds 2"), ({"is_food": True}, "no integer"), ({"is_food": "1"}, "no integer"),
         ({"title": None}, "no string"), ({"title": "x" * 21}, "title has 21 characters and may have 20"),
         ({"items": "apple"}, "no list"), ({"items": [1]}, "something else than texts"),

@@ -52,7 +52,8 @@ class Written(Result):
     valid_free: float
     """The same without the grammar."""
     unread: int | None
-    """Answers inside the grammar that cannot be read: cut off at `max_new_tokens`, or with bytes that are no text."""
+    """Answers inside the grammar that cannot be read: cut off at `max_new_tokens`, or with what the grammar cannot know to be
+    none (bytes that are no text, a blank reason, a whole number beyond 2^53)."""
     unread_free: int
     """The same without the grammar, for whatever reason."""
     accuracy_free: float
@@ -65,7 +66,7 @@ class ListScore(Result):
     precision: float
     recall: float
     f1: float
-    """Micro: over the texts of all images. 1 where nothing is there and nothing named."""
+    """Micro: over the texts of all images. 1 where nothing is there and nothing named, if every answer can be read."""
     f1_macro: float
     """Mean of the images' own F1, 1 where both sets are empty; an answer that cannot be read has 0."""
 

@@ -16,6 +16,8 @@ MARKERS = (
     "<image_soft_token>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>",
 )  # fmt: skip
 """Tokens of the students' layouts. A text with one of them would be an image, or the end of a turn, to the model."""
+IMAGES = ("<__media__>", "<image>", "<image_soft_token>", "<|image_pad|>")
+"""Those of them that are an image, or a part of one."""
 
 
 def marker_in(text: str) -> str | None:
@@ -48,6 +50,27 @@ class ExtractField(Block):
         able = {"values": ("integer", "string", "list"), "max_length": ("string", "list"), "max_items": ("list",)}
         idle = {key: f"a field of type {self.type} has none; remove it" for key, types in able.items() if self.type not in types}
         return idle | ({"max_length": "`values` are all that is allowed; remove it"} if self.values else {})
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _texts_or_whole_numbers(cls, values: Any) -> Any:
+        odd = [value for value in values if type(value) not in (str, int)] if isinstance(values, list) else []
+        if odd:  # YAML reads yes, no and 1.5 as something else
+            raise ValueError(f"{odd[0]!r} is neither a text nor a whole number; put a text in quotes, or take type: boolean")
+        return values
+
+    @model_validator(mode="after")
+    def _values_can_be_answered(self) -> Self:
+        whole = self.type == "integer"
+        for value in self.values:
+            if isinstance(value, int) != whole:
+                raise ValueError(f"values: {value!r} is no {'whole number' if whole else 'text'}, as a field of type {self.type} "
+                                 f"has; {'remove' if whole else 'write'} its quotes")  # fmt: skip
+            if isinstance(value, str) and (marker_in(value) or value != value.strip()):
+                raise ValueError(f"values: {value!r} holds a token of the student's prompt, or white space at an end; correct it")
+        if len({str(value).casefold() for value in self.values}) < len(self.values):
+            raise ValueError("values: one is there twice, or differs from another only in case; remove it")
+        return self
 
 
 OneField = Annotated[dict[str, ExtractField], Field(min_length=1, max_length=1)]
@@ -198,6 +221,8 @@ class Task(Block):
             if sorted(names) != sorted(wanted):
                 must = ", ".join(f"{{{name}}}" for name in wanted)
                 raise ValueError(f"prompt_template: must hold each of {must} once, and no other; correct it, or set `system`")
+            if marker := next((marker for marker in IMAGES if marker in self.prompt_template), None):
+                raise ValueError(f"prompt_template: holds {marker}; write {{image}} where the image goes")
         return self
 
     @model_validator(mode="after")

@@ -102,7 +102,7 @@ def _wrong(value: Any, field: ExtractField) -> str | None:
     }  # fmt: skip
     if not isinstance(value, kinds[field.type]) or isinstance(value, bool) != (field.type == "boolean"):
         return f"is {_shown(value)}, which is no {field.type}"
-    if isinstance(value, int | float) and not (math.isfinite(value) and (isinstance(value, float) or abs(value) <= EXACT)):
+    if isinstance(value, int | float) and not (math.isfinite(value) if isinstance(value, float) else abs(value) <= EXACT):
         return f"is {_shown(value)}, which not every reader of JSON can take"
     items: list[Any] = value if isinstance(value, list) else [value]
     if field.type == "list" and not all(isinstance(item, str) for item in items):

@@ -34,6 +34,8 @@ def test_micro_f1_counts_texts_and_macro_f1_counts_images() -> None:
 def test_an_answer_that_cannot_be_read_finds_nothing_even_where_nothing_is() -> None:
     found = list_score([[["apple"], []]], [[None, None]], normalised)
     assert (found.recall, found.f1, found.f1_macro) == (0.0, 0.0, 0.0)
+    nothing = list_score([[[], []]], [[None, []]], normalised)
+    assert (nothing.precision, nothing.recall, nothing.f1, nothing.f1_macro) == (0.0, 0.0, 0.0, 0.5)
 
 
 def test_where_nothing_is_there_and_nothing_named_all_is_right() -> None:

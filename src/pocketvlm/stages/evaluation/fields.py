@@ -65,7 +65,7 @@ def normalised(text: str) -> str:
 
 def list_score(labels: Sequence[Values], answers: Sequence[Values], of: Callable[[str], str]) -> ListScore:
     """Scores over one field or several, of texts as `of` makes them."""
-    found = there_total = named_total = 0
+    found = there_total = named_total = unread = 0
     images: list[float] = []
     for there_texts, named_texts in zip(labels, answers, strict=True):
         for label, answer in zip(there_texts, named_texts, strict=True):
@@ -73,7 +73,10 @@ def list_score(labels: Sequence[Values], answers: Sequence[Values], of: Callable
             named = {of(text) for text in answer or []} - {""}
             common = len(there & named)
             found, there_total, named_total = found + common, there_total + len(there), named_total + len(named)
+            unread += answer is None
             images.append(0.0 if answer is None else _f1(common, len(there), len(named)))
+    if unread and not there_total + named_total:  # nothing to find is found by whoever says so
+        return ListScore(precision=0.0, recall=0.0, f1=0.0, f1_macro=round(sum(images) / len(images), DIGITS))
     return ListScore(
         precision=round(found / named_total if named_total else float(there_total == 0), DIGITS),
         recall=round(found / there_total if there_total else 1.0, DIGITS),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from pocketvlm.artifacts.corrections import Corrections
 from pocketvlm.run_file import Labeller, Teacher
+from pocketvlm.run_file.task import marker_in
 from pocketvlm.sources.record import Problem
 from pocketvlm.stages.labelling.pieces import Kept
 from pocketvlm.student.tasks import TaskKind
@@ -90,9 +91,13 @@ class Judge:
     def _answered(self, verdict: Verdict, sha256: str) -> Verdict:
         reason = self._kind.reason(verdict.label, sha256, verdict.own_reason)
         try:
-            return replace(verdict, answer=self._kind.answer(verdict.label, reason))
+            answer = self._kind.answer(verdict.label, reason)
         except ValueError as error:
             return replace(verdict, label="", problem=Problem("no_reason", f"{error}; templates in task.reasons give one"))
+        if marker := marker_in(answer):  # texts of strangers: to the student it would be an image, or an end
+            problem = Problem("special_token", f"its answer would hold {marker}, which is a token of the student's prompt")
+            return replace(verdict, label="", problem=problem)
+        return replace(verdict, answer=answer)
 
     def _by_source(self, item: Kept) -> Verdict:
         record, least = item.record, self._labeller.min_confidence

@@ -11,8 +11,8 @@ from pocketvlm.run_file import Task
 from pocketvlm.student.families import Template
 
 PROMPT_FORMAT = 2
-"""Raise it when a template of a family, or the layout of an answer, becomes other bytes: it is part of every id behind the
-labels."""
+"""Raise it when a template of a family, or a grammar, becomes other bytes: it is part of every id behind the labels. Answers are
+of the labels themselves: their layout is the format of datasets (artifacts/manifest.py)."""
 
 
 @dataclass(frozen=True)
