@@ -15,9 +15,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    import torch
+
+    from pocketvlm.run_file import Phase
+    from pocketvlm.stages.training.learner import Learner
+    from pocketvlm.student.memory import Pass
 
 RECIPES: dict[str, dict[str, Any]] = {
     "lora text, kept features": {"method": "lora", "train": ["text"]},
@@ -29,50 +37,38 @@ TOKENS, ANSWER_TOKENS, TILES, BATCH = 194, 3, 2, 4
 WITHIN = 0.15
 
 
+@dataclass(frozen=True)
+class Case:
+    """One recipe on one student, ready for its first step."""
+
+    phase: Phase
+    checkpointing: bool
+    learner: Learner
+    shapes: dict[str, tuple[int, ...]]
+    """Of the base's tensors, by name."""
+    inputs: dict[str, Any]
+    """Arguments of the learner."""
+    longest: Pass
+    device: torch.device
+
+
 def measure(config: Any, name: str, batch: int, precision: str, passes: int = 1) -> dict[str, Any]:
     """The second optimiser step of one recipe in this process: the first makes the optimiser's state. Sizes in bytes."""
     import torch
-    from transformers import SmolVLMForConditionalGeneration
 
-    from bench.flops import batch_of
-    from pocketvlm.run_file import Phase, Trainer
-    from pocketvlm.stages.training.learner import Learner
+    from pocketvlm.run_file import Trainer
     from pocketvlm.stages.training.loop import parameter_groups
-    from pocketvlm.student import adapters
-    from pocketvlm.student.families import FAMILIES
-    from pocketvlm.student.memory import Pass, estimate
+    from pocketvlm.student.memory import estimate
 
-    recipe = dict(RECIPES[name])
-    checkpointing = recipe.pop("checkpointing", False)
-    phase, family = Phase.model_validate(recipe), FAMILIES["SmolVLMForConditionalGeneration"]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    before = _resident("VmRSS")
-    model: Any = SmolVLMForConditionalGeneration(config)
-    shapes = {key: tuple(tensor.shape) for key, tensor in model.named_parameters()}
-    if phase.method == "full":
-        adapters.train_parts(model, family, phase.train)
-    else:
-        adapters.inject(model, adapters.resolve_targets(model, family, phase), rank=phase.rank, alpha=phase.alpha, dropout=0.0)
-    kind: Any = precision
-    learner = Learner(model, family, kind).to(device).train()
-    if checkpointing:
-        learner.forget_activations()
-    inputs = {key: value.to(device) for key, value in batch_of(model.config, batch, TOKENS, ANSWER_TOKENS, TILES).items()}
-    side, patch_px, patches = config.vision_config.image_size, config.vision_config.patch_size, 0
-    if "vision" in phase.train:
-        del inputs["features_FTC"]
-        # The one tile and the overview hold the same pixels, and go through the tower once.
-        inputs |= {"tiles": torch.zeros(batch, side, side, 3, dtype=torch.uint8, device=device),
-                   "layout": torch.arange(batch, device=device).repeat_interleave(TILES)}  # fmt: skip
-        patches = (side // patch_px) ** 2
-    else:
-        inputs["features_FTC"] = inputs["features_FTC"].to(next(model.model.vision_model.parameters()).dtype)
-    optimiser = torch.optim.AdamW(parameter_groups(model, family, phase), fused=True)
+    before, family = _resident("VmRSS"), _family()
+    case = _case(config, name, batch, precision)
+    student: Any = case.learner.student
+    optimiser = torch.optim.AdamW(parameter_groups(student, family, case.phase), fused=True)
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
 
     def step() -> None:
         for _ in range(passes):
-            learner(**inputs).backward()
+            case.learner(**case.inputs).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
 
@@ -80,16 +76,65 @@ def measure(config: Any, name: str, batch: int, precision: str, passes: int = 1)
     optimiser.zero_grad(set_to_none=True)
     gc.collect()
     state = [value for values in optimiser.state.values() for value in values.values()]
-    peak = peak_of_tensors(step, [*model.parameters(), *model.buffers(), *inputs.values(), *state], device.type)
-    visual = (side // patch_px // config.scale_factor) ** 2 * (1 if patches else TILES)
-    trainer = Trainer(phases=[phase], batch_size=batch * passes)
-    memory = estimate(
-        family, shapes, trainer, phase, Pass(TOKENS, ANSWER_TOKENS, visual, patches), tied_head=False, precision=kind,
-        held_bytes=0, checkpointing=checkpointing,
-    )  # fmt: skip
+    peak = peak_of_tensors(step, [*student.parameters(), *student.buffers(), *case.inputs.values(), *state], case.device.type)
+    trainer, kind = Trainer(phases=[case.phase], batch_size=batch * passes), cast(Any, precision)
+    memory = estimate(family, case.shapes, trainer, case.phase, case.longest, tied_head=False, precision=kind, held_bytes=0,
+                      checkpointing=case.checkpointing)  # fmt: skip
     planned = memory.total(batch, batch * passes)
-    return {"recipe": name, "batch": batch, "passes": passes, "precision": precision, "device": device.type, "peak": peak,
+    return {"recipe": name, "batch": batch, "passes": passes, "precision": precision, "device": case.device.type, "peak": peak,
             "planned": planned, "ratio": round(planned / peak, 3), "resident": _resident("VmHWM") - before}  # fmt: skip
+
+
+def _family() -> Any:
+    from pocketvlm.student.families import FAMILIES
+
+    return FAMILIES["SmolVLMForConditionalGeneration"]
+
+
+def _case(config: Any, name: str, batch: int, precision: Any) -> Case:
+    import torch
+    from transformers import SmolVLMForConditionalGeneration
+
+    from pocketvlm.run_file import Phase
+    from pocketvlm.stages.training.learner import Learner
+    from pocketvlm.student import adapters
+
+    recipe = dict(RECIPES[name])
+    checkpointing = recipe.pop("checkpointing", False)
+    phase, family = Phase.model_validate(recipe), _family()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model: Any = SmolVLMForConditionalGeneration(config)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.named_parameters()}
+    if phase.method == "full":
+        adapters.train_parts(model, family, phase.train)
+    else:
+        adapters.inject(model, adapters.resolve_targets(model, family, phase), rank=phase.rank, alpha=phase.alpha, dropout=0.0)
+    learner = Learner(model, family, precision).to(device).train()
+    if checkpointing:
+        learner.forget_activations()
+    inputs, longest = _inputs(model, batch, device, vision="vision" in phase.train)
+    return Case(phase, checkpointing, learner, shapes, inputs, longest, device)
+
+
+def _inputs(model: Any, batch: int, device: torch.device, *, vision: bool) -> tuple[dict[str, Any], Pass]:
+    """Kept features, or tiles for a tower that learns; and how large a sample of them is."""
+    import torch
+
+    from bench.flops import batch_of
+    from pocketvlm.student.memory import Pass
+
+    config = model.config
+    side, scale = config.vision_config.image_size, config.scale_factor
+    patches = (side // config.vision_config.patch_size) ** 2
+    inputs = {key: value.to(device) for key, value in batch_of(config, batch, TOKENS, ANSWER_TOKENS, TILES).items()}
+    if not vision:
+        inputs["features_FTC"] = inputs["features_FTC"].to(next(model.model.vision_model.parameters()).dtype)
+        return inputs, Pass(TOKENS, ANSWER_TOKENS, patches // scale**2 * TILES, 0)
+    del inputs["features_FTC"]
+    # The one tile and the overview hold the same pixels, and go through the tower once.
+    inputs |= {"tiles": torch.zeros(batch, side, side, 3, dtype=torch.uint8, device=device),
+               "layout": torch.arange(batch, device=device).repeat_interleave(TILES)}  # fmt: skip
+    return inputs, Pass(TOKENS, ANSWER_TOKENS, patches // scale**2, patches)
 
 
 def peak_of_tensors(step: Callable[[], None], lying: Iterable[Any], device: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import yaml
 from PIL import Image
 
+from pocketvlm.artifacts.open import open_store
 from pocketvlm.environment import Environment
 from pocketvlm.errors import RunFileError, UserError
 from pocketvlm.plan import check, plan
+from pocketvlm.plan.facts import student_facts
+from pocketvlm.plan.training import passes_of
 from pocketvlm.run_file import RunFile, check_run_file
 
 DIGITS = Path(__file__).parents[1] / "jobs" / "digits.yaml"
@@ -167,3 +171,40 @@ def test_memory_is_said_for_every_phase_and_a_budget_that_cannot_be_kept_is_refu
     assert "GB" in plan(digits(), environment)
     with pytest.raises(RunFileError, match=r"run.trainer.memory_gb: phase 1 takes"):
         check(digits(trainer__memory_gb=0.001), environment)
+
+
+@pytest.mark.parametrize(
+    ("train", "changes", "images", "held"),
+    [
+        # A look of the tiny student: 4 visual tokens of 512 bf16 numbers, or the pixels of one tile of 32 px.
+        ("text", {}, {"train": 100, "validation": 20}, 120 * 4 * 512 * 2),
+        ("vision", {}, {"train": 100, "validation": 20}, 120 * 32 * 32 * 3),
+        ("text", {"augment": {"variants": 2}}, {"train": 100, "validation": 20}, (300 + 20) * 4 * 512 * 2),
+        ("text", {}, {"train": 2_000_000, "validation": 20}, 20 * 4 * 512 * 2),
+    ],
+    ids=["both splits", "pixels where vision trains", "every look of a training image", "a split that stays in a file"],
+)
+def test_memory_counts_the_images_as_the_trainer_keeps_them(
+    environment: Environment, train: Any, changes: dict[str, Any], images: dict[str, int], held: int
+) -> None:
+    run_file = digits(trainer__phases=[{"train": [train]}], **{f"trainer__{key}": value for key, value in changes.items()})
+    facts = student_facts(run_file.run, run_file.folder, environment, open_store(environment))
+    assert passes_of(run_file.run, facts, run_file.run.trainer.phases[0], images).memory.held == held
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("elements", [r"lora, LoRA of rank 16, alpha 32, dropout 0 on text, 3 epochs .* of 16 at 0\.0002 \(linear\)"]),
+        ("solar", [r"full, .* M vision .*, 3 epochs .* of 16 at 0\.0003 \(linear after 50 steps, weight decay 0\.01\)"]),
+        ("food", [r"full, .* M connector \+ text, 2 epochs .* of 32 at 0\.0002", r"full, .* M vision \+ .* 2 epochs .* 2e-06"]),
+        ("food-lora", [r"rank 16, alpha 16, dropout 0\.05 on text and all of lm_head, embed_tokens, 2 epochs .* at 0\.0002"]),
+        ("mars", [r"full, .* M vision \+ connector \+ text, 3 epochs .* of 16 at 1e-05 \(linear\)"]),
+    ],
+)
+def test_a_known_recipe_is_printed_with_its_numbers(environment: Environment, name: str, lines: list[str]) -> None:
+    """Its trainer's block, on the digits and the tiny student: the plan of its own student and data asks servers."""
+    trainer = yaml.safe_load((DIGITS.parent / f"{name}.yaml").read_text())["run"]["trainer"]
+    text = plan(digits(trainer=trainer), environment)
+    for phase, line in enumerate(lines, start=1):
+        assert re.search(f"phase {phase}: .*{line}", text), text

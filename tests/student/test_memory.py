@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from pocketvlm.run_file import Phase, Trainer
+from pocketvlm.student.families import FAMILIES
+from pocketvlm.student.memory import BITS_BYTES, Pass, estimate, feature_width
 from pocketvlm.student.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -29,3 +32,26 @@ def test_the_peak_of_a_step_is_within_fifteen_per_cent_of_the_estimate(
 
     found = measure(tiny_config(tokenizer), recipe, batch=2, precision=precision, passes=passes)
     assert found["ratio"] == pytest.approx(1, abs=WITHIN), found
+
+
+def test_a_base_of_few_bits_keeps_its_head_whole() -> None:
+    phase = Phase(method="lora", train=["text"], rank=1)
+    shapes = {"model.text_model.embed_tokens.weight": (100, 8), "model.text_model.layers.0.mlp.up_proj.weight": (16, 8),
+              "lm_head.weight": (100, 8)}  # fmt: skip
+
+    def weights(bits: Any) -> float:
+        settings = Trainer(phases=[phase], base_bits=bits)
+        return estimate(FAMILIES["SmolVLMForConditionalGeneration"], shapes, settings, phase, Pass(8, 1, 4, 0), tied_head=False,
+                        precision="bf16", held_bytes=0, checkpointing=False).weights  # fmt: skip
+
+    assert weights(16) - weights(4) == pytest.approx((2 - BITS_BYTES[4]) * 16 * 8)
+
+
+def test_features_are_as_wide_as_what_the_connector_reads_or_what_each_of_its_branches_writes() -> None:
+    before, behind = FAMILIES["SmolVLMForConditionalGeneration"], FAMILIES["Qwen3VLForConditionalGeneration"]
+    assert feature_width(before, {"model.connector.modality_projection.proj.weight": (8, 48)}) == 48
+    branch = {"linear_fc1.weight": (32, 32), "linear_fc2.weight": (8, 32)}
+    shapes = {"model.language_model.embed_tokens.weight": (100, 8)} | {
+        f"model.visual.{place}.{name}": shape for place in ("merger", "deepstack_merger_list.0") for name, shape in branch.items()
+    }
+    assert feature_width(behind, shapes) == 2 * 8

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pocketvlm.artifacts.store import Store
 from pocketvlm.environment import Environment
 from pocketvlm.run_file import Recipe
@@ -26,6 +28,8 @@ class StudentFacts:
     encoder: PromptEncoder
     layout: Any
     """`Layout` of a square image, the largest that the device gives; None where the device block cannot be."""
+    tile_bytes: int
+    """Pixels of one tile, as the vision tower reads it."""
     device_problems: list[str]
     """As `Family.device_problems`."""
 
@@ -69,5 +73,8 @@ def student_facts(recipe: Recipe, folder: Path, environment: Environment, store:
         encoder = PromptEncoder(load_tokenizer(checkpoint), geometry, recipe.task)
         problems = list(geometry.family.device_problems(geometry, recipe.device))
         side = recipe.device.canvas_px or recipe.device.longest_edge_px
-        layout = None if problems else geometry.family.eye(geometry, recipe.device, checkpoint).layout((side, side))
-    return StudentFacts(about, geometry, encoder, layout, problems)
+        layout, tile_bytes = None, 0
+        if not problems:
+            sight = geometry.family.eye(geometry, recipe.device, checkpoint).look(Image.new("RGB", (side, side)))
+            layout, tile_bytes = sight.layout, sight.tiles[0].nbytes
+    return StudentFacts(about, geometry, encoder, layout, tile_bytes, problems)

@@ -21,7 +21,7 @@ from pocketvlm.plan.answers import answer_problem, longest_answer
 from pocketvlm.plan.facts import StudentFacts, student_facts
 from pocketvlm.plan.problems import problems
 from pocketvlm.plan.training import memory_lines
-from pocketvlm.run_file import Recipe, RunFile
+from pocketvlm.run_file import Phase, Recipe, RunFile
 from pocketvlm.stages.stage import STAGES, load_stage, stage_id
 from pocketvlm.student.variants import variants_per_image
 
@@ -55,7 +55,7 @@ def plan(run_file: RunFile, environment: Environment) -> str:
     lines = [f"run {run_id(recipe)}  ->  release {recipe.name} in {store.url}", ""]
     texts = {
         "labeller": _labeller(recipe, images, ahead.lines, found["labeller"]),
-        "trainer": [*_student(recipe, facts, longest), *_phases(recipe, facts, images["train"] if images else None)],
+        "trainer": [*_student(recipe, facts, longest), *_phases(recipe, facts, images)],
         "merger": [f"{len(facts.shapes)} tensors, {2 * facts.parameters() / 1e6:.1f} MB as bf16"],
         "quantiser": _quantiser(recipe, facts),
         "evaluator": _evaluator(recipe, images["test"] if images else None),
@@ -114,10 +114,10 @@ def _student(recipe: Recipe, facts: StudentFacts, longest: str | None) -> list[s
     ]
 
 
-def _phases(recipe: Recipe, facts: StudentFacts, train_images: int | None) -> list[str]:
+def _phases(recipe: Recipe, facts: StudentFacts, images: dict[str, int] | None) -> list[str]:
     lines = []
     more = variants_per_image(recipe.task)
-    pairs = train_images and train_images * (1 + more)
+    pairs = images["train"] * (1 + more) if images else None
     if more:
         counted = "pairs" if pairs is None else f"{pairs} pairs"
         lines.append(f"{counted} of question and answer: with each image the shipped question, and {more} of "
@@ -125,15 +125,21 @@ def _phases(recipe: Recipe, facts: StudentFacts, train_images: int | None) -> li
     steps = pairs and math.ceil(pairs / recipe.trainer.batch_size)
     for i, phase in enumerate(recipe.trainer.phases, start=1):
         total = "in steps" if steps is None else f"= {math.ceil(steps * phase.epochs)} steps"
-        tuned = (
-            f"{facts.parameters(tuple(phase.train)) / 1e6:.2f} M"
-            if phase.method == "full"
-            else f"LoRA of rank {phase.rank} on"
-        )
+        tuned = (f"{facts.parameters(tuple(phase.train)) / 1e6:.2f} M" if phase.method == "full" else
+                 f"LoRA of rank {phase.rank}, alpha {phase.alpha:g}, dropout {phase.dropout:g} on")  # fmt: skip
+        whole = f" and all of {', '.join(phase.full)}" if phase.full else ""
         cached = "" if set(phase.train) & set(facts.family.features_of) else ", vision features computed once"
-        lines.append(f"phase {i}: {phase.method}, {tuned} {' + '.join(phase.train)}, {phase.epochs:g} epochs {total} of "
-                     f"{recipe.trainer.batch_size} at {phase.learning_rate:g}{cached}")  # fmt: skip
-    return lines + memory_lines(recipe, facts, train_images)
+        lines.append(f"phase {i}: {phase.method}, {tuned} {' + '.join(phase.train)}{whole}, {phase.epochs:g} epochs {total} of "
+                     f"{recipe.trainer.batch_size} at {_rates(phase)}{cached}")  # fmt: skip
+    return lines + memory_lines(recipe, facts, images)
+
+
+def _rates(phase: Phase) -> str:
+    parts = "".join(f", {part} {rate:g}" for part, rate in phase.part_learning_rates.items())
+    warmup = f" after {phase.warmup_steps} steps" if phase.warmup_steps else (
+        f" after {phase.warmup_share:.0%} of the steps" if phase.warmup_share else "")  # fmt: skip
+    decay = f", weight decay {phase.weight_decay:g}" if phase.weight_decay else ""
+    return f"{phase.learning_rate:g}{parts} ({phase.schedule}{warmup}{decay})"
 
 
 def _quantiser(recipe: Recipe, facts: StudentFacts) -> list[str]:
@@ -152,5 +158,5 @@ def _evaluator(recipe: Recipe, test_images: int | None) -> list[str]:
     pairs = len({("bf16", "f16"), *((kind, recipe.quantiser.mmproj) for kind in recipe.quantiser.types)})
     return [
         f"{pairs + 1} pairs on llama.cpp, one of them the base's, {images} held-out images each, and transformers",
-        f"gates: {gates}",
+        f"gates: {gates}, and what holds by default of the others",
     ]

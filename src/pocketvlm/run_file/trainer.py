@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -55,6 +56,13 @@ class Phase(Block):
             raise ValueError("warmup_share: warmup_steps is set too; remove one")
         if self.schedule == "inverse_sqrt" and not (self.warmup_steps or self.warmup_share):
             raise ValueError("schedule: inverse_sqrt falls from the end of the warm-up; set warmup_steps or warmup_share")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_can_be(self) -> Self:
+        for part, rate in self.part_learning_rates.items():
+            if not 0 < rate < math.inf:
+                raise ValueError(f"part_learning_rates.{part}: {rate:g} is no rate; use one above 0, or take {part} out of train")
         return self
 
     @model_validator(mode="after")

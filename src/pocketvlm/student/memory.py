@@ -32,6 +32,9 @@ from pocketvlm.run_file import Part, Phase, Trainer
 from pocketvlm.student.families import HEAD, PARTS, Family, full_modules, lora_targets
 
 Shape = tuple[int, ...]
+HELD_BYTES = 4 << 30
+"""Features or pixels of a split up to this size lie on the device, larger ones in a file: 1,000 images of two tiles at SmolVLM's
+size are 0.8 GB of pixels and 1.6 GB of bf16 features."""
 BITS_BYTES = {8: 1.05, 4: 0.55}
 """A weight of a base in few bits, its scales included."""
 LOGIT_BYTES = 12
@@ -169,16 +172,27 @@ def estimate(
             whole |= {name for name in sizes if name.endswith("embed_tokens.weight")}
     learning = {name: sizes[name] for name in whole}
     adapted = sum(phase.rank * sum(shapes[f"{path}.weight"]) for path in targets)
-    in_bits = sum(sizes[f"{path}.weight"] for path in layers if f"{path}.weight" in sizes) if settings.base_bits != 16 else 0
+    few = [path for path in layers if path != HEAD and f"{path}.weight" in sizes] if settings.base_bits != 16 else []
+    in_bits = sum(sizes[f"{path}.weight"] for path in few)
     number = sum(learning.values()) + adapted
     frozen = sum(sizes.values()) - sum(learning.values()) - in_bits
     weights = 4 * number + b * frozen + BITS_BYTES.get(settings.base_bits, 0) * in_bits
     read = {f"{path}.weight" for path in layers}
     blocks = _blocks(family, shapes, phase, longest, _Learns(learning, set(targets), read, tied_head), b, checkpointing)
-    wide = max((shape[1] for name, shape in shapes.items() if len(shape) == 2 and family.part_of(name) == "connector"), default=0)
     # The features of a pass, and once more in the order of its tiles.
-    inputs = 0 if longest.patches else 2 * b * longest.visual_tokens * wide
+    inputs = 0 if longest.patches else 2 * b * longest.visual_tokens * feature_width(family, shapes)
     return Memory(weights, 8 * number, held_bytes, inputs, blocks)
+
+
+def feature_width(family: Family, shapes: Mapping[str, Shape]) -> int:
+    """Numbers of a visual token as features are kept: what the connector reads; where they come from behind it, as many as the
+    text has, once for each of its branches (deepstack has some)."""
+    own = {name.removesuffix(".weight"): shape for name, shape in shapes.items()
+           if len(shape) == 2 and family.part_of(name) == "connector"}  # fmt: skip
+    if "connector" not in family.features_of:
+        return max((wide for _, wide in own.values()), default=0)
+    text = next((shape[1] for name, shape in shapes.items() if name.endswith("embed_tokens.weight")), 0)
+    return text * len({path.rpartition(".")[0] for path in own})
 
 
 @dataclass(frozen=True)

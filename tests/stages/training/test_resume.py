@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,6 +177,31 @@ def test_training_with_variants_of_the_question_is_resumed_to_the_same_bytes(ben
     with pytest.raises(Killed):
         bench.train(progress=AtStep(5, die), **ASKED)
     assert bench.train(**ASKED).bytes == whole.bytes
+
+
+def test_what_was_begun_on_a_gpu_is_gone_on_with_where_there_is_none(bench: Any, undisturbed: Any) -> None:
+    with pytest.raises(Killed):
+        bench.train(progress=AtStep(13, die), **TRAINER)
+    partial = Partial(bench.store("store"), "checkpoints", undisturbed.artifact.id)
+    saved = bench.folder / "latest"
+    step = partial.latest(saved)
+    assert step is not None
+    as_of_a_gpu(saved / "optimiser.pt")
+    partial.clear()
+    Partial(bench.store("store"), "checkpoints", undisturbed.artifact.id).save(step, saved)
+    assert bench.train(**TRAINER).bytes == undisturbed.bytes
+
+
+def as_of_a_gpu(path: Path) -> None:
+    """What torch.save writes of tensors on the first GPU: the same, but for the place that each storage names."""
+    with zipfile.ZipFile(path) as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(path, "w") as whole:
+        for name, content in members.items():
+            if name.endswith("/data.pkl"):
+                assert b"X\x03\x00\x00\x00cpu" in content, "a pickled text with its length"
+                content = content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+            whole.writestr(name, content)
 
 
 def test_checkpoints_are_no_part_of_what_is_made(bench: Any, undisturbed: Any) -> None:

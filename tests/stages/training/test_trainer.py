@@ -314,7 +314,8 @@ def test_memory_that_does_not_do_halves_the_passes_and_teaches_the_same(bench: A
         small = bench.train("small", phases=phases, batch_size=12, precision="fp32", progress=Progress(stream=shown))
     assert whole.artifact.id == small.artifact.id
     assert "out of memory: passes of 6 samples" in shown.getvalue() and "out of memory: passes of 3 samples" in shown.getvalue()
-    assert small.artifact.measurements()["micro_batch_size"] is None, "the next phase starts anew"
+    sizes = [[row["micro_batch_size"] for row in trained.artifact.measurements()["log"]] for trained in (whole, small)]
+    assert sizes == [[12] * 4, [12, 3, 3, 3]], "as trained with; the planted limit holds from the second pass on"
     assert [point.step for point in small.curve] == [1, 2, 3, 4], "the effective batch is the same"
     for a, b in zip(whole.curve, small.curve, strict=True):
         assert a.loss == pytest.approx(b.loss, abs=1e-5)

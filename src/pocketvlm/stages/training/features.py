@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pocketvlm.stages.training.samples import Samples
-from pocketvlm.stages.training.spool import BUDGET_BYTES, Spool
+from pocketvlm.stages.training.spool import Spool
 from pocketvlm.student.families import Family
+from pocketvlm.student.memory import HELD_BYTES
 from pocketvlm.student.prompt import IGNORE
 from pocketvlm.student.scoring import EncodedImage
 
@@ -34,9 +35,10 @@ class Features:
         rows = samples.tiles if cached_NTC is None else cached_NTC
         self.cached = cached_NTC is not None
         # On the device if it fits: no copying in the loop.
-        self._rows = rows.to(device) if rows.nbytes <= BUDGET_BYTES else rows
-        self.held_bytes = self._rows.nbytes if self._rows is not rows or device.type == "cpu" else 0
-        """On the device."""
+        fits = rows.nbytes <= HELD_BYTES
+        self._rows = rows.to(device) if fits else rows
+        self.held_bytes = rows.nbytes if fits else 0
+        """In the device's memory."""
         self._ids_MS = samples.ids_MS.to(device)
         self._labels_MS = samples.labels_MS.to(device)
         self._answer_tokens = (samples.labels_MS != IGNORE).sum(dim=1).tolist()

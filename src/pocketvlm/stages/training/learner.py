@@ -33,10 +33,12 @@ class Learner(nn.Module):
         self.student = student
         self._family = family
         self._precision = precision
-        if precision == "bf16":
-            for parameter in student.parameters():
-                if not parameter.requires_grad and parameter.is_floating_point():
-                    parameter.data = parameter.data.bfloat16()
+        for parameter in student.parameters():
+            if parameter.requires_grad:
+                # peft makes adapters of a base of 4 bits in bf16, which loses steps below 1/256 of a weight.
+                parameter.data = parameter.data.float()
+            elif precision == "bf16" and parameter.is_floating_point():
+                parameter.data = parameter.data.bfloat16()
 
     def forget_activations(self) -> None:
         """Layers compute their activations again where gradients need them, with the same random numbers."""

@@ -112,7 +112,7 @@ def _open_pupil(run: Run, index: int, finished: list[PhaseRecord]) -> Pupil:
     for record in finished:
         adapters.apply_phase(model, run.work.folder, record, merge=True)
     family = run.geometry.family
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    shapes = {name: shape_of(parameter) for name, parameter in model.named_parameters()}
     if phase.method == "full":
         adapters.train_parts(model, family, phase.train)
         return Pupil(model, [], [], shapes)
@@ -121,6 +121,11 @@ def _open_pupil(run: Run, index: int, finished: list[PhaseRecord]) -> Pupil:
     adapters.inject(model, targets, rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout, seed=run.seed(index))
     adapters.train_whole(model, full)
     return Pupil(model, targets, full, shapes)
+
+
+def shape_of(parameter: Any) -> tuple[int, ...]:
+    """Of what it holds: 4 bits lie packed in one column of bytes, and bitsandbytes keeps the true shape beside them."""
+    return tuple(getattr(parameter, "quant_state", parameter).shape)
 
 
 def _learn(run: Run, pupil: Pupil, now: state.State, resume: state.Resume | None, best: Path) -> None:
@@ -133,7 +138,9 @@ def _learn(run: Run, pupil: Pupil, now: state.State, resume: state.Resume | None
         watch = _watch(run, loop, validation, now, best, trackers if run.team.leads else [])
         if resume:
             adapters.load_trained(student, resume.folder / state.TRAINED)
-            loop.optimiser.load_state_dict(torch.load(resume.folder / state.OPTIMISER, weights_only=True))
+            # The machine that saved it may have had another device; what is loaded goes where its weights are.
+            saved = torch.load(resume.folder / state.OPTIMISER, map_location="cpu", weights_only=True)
+            loop.optimiser.load_state_dict(saved)
             if now.owes_validation(plan):
                 watch.catch_up()
         go_on = not watch.ended and not any(run.team.any(run.stop.asked))

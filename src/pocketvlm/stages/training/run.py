@@ -77,7 +77,6 @@ def train(work: Work) -> Made | None:
             "seconds": {"preparing": round(prepared, 3), "training": round(now.seconds, 3)},
             "device": str(team.device),
             "processes": team.size,
-            "micro_batch_size": now.micro_batch_size,
             "log": now.log,
             **memory_mb(),
         },

@@ -8,14 +8,13 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-BUDGET_BYTES = 4 << 30
-"""1,000 images of two tiles at SmolVLM's size are 0.8 GB of pixels and 1.6 GB of bf16 features."""
+from pocketvlm.student.memory import HELD_BYTES
 
 
 class Spool:
     """Rows of one shape and dtype are appended; `finish` gives them as one tensor."""
 
-    def __init__(self, path: Path, budget_bytes: int = BUDGET_BYTES) -> None:
+    def __init__(self, path: Path, budget_bytes: int = HELD_BYTES) -> None:
         """`path` is the file that is used above the budget."""
         self._path = path
         self._budget_bytes = budget_bytes

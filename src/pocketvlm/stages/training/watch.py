@@ -118,13 +118,14 @@ class Watch:
         return point.model_copy(update={"validation_accuracy": found.accuracy, "validation_loss": found.loss})
 
     def _measure(self) -> dict[str, Any]:
-        """Times, rate and memory; no rate where this attempt has trained nothing since the last point."""
+        """Times, rate, size of a pass and memory; no rate where this attempt has trained nothing since the last point."""
         now = time.monotonic()
         samples = self._plan.samples_after(self.state.step) - self._plan.samples_after(self._logged_step)
         return {
             "phase": self._plan.index,
             "step": self.state.step,
             "seconds": round(self._seconds_before + now - self._started, 3),
+            "micro_batch_size": self._loop.micro_batch_size,
             **({"samples_per_s": round(samples / max(now - self._logged, 1e-9), 2)} if samples else {}),
             **memory_mb(),
         }
