@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pocketvlm.errors import UserError
 from pocketvlm.run_file import ExtractField, Task
 from pocketvlm.stages.training.features import Features
 from pocketvlm.stages.training.learner import Learner
@@ -96,3 +97,40 @@ def test_reasons_are_written_for_some_images_spread_over_the_split(tiny: Path, m
     assert found is not None and (found.step, found.accuracy) == (7, 0.0) and found.loss > 1
     assert validator(Learner(model, FAMILY, "fp32"), 7, stopped=lambda: True) is None
 
+
+
+def memory_for(images: int, model: Any) -> Any:
+    """The text model of a device whose memory does for so many images at once; `.remove()` takes the limit away."""
+
+    def refuse(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if len(kwargs["inputs_embeds"]) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory (planted)")
+
+    return FAMILY.text_model(model).register_forward_pre_hook(refuse, with_kwargs=True)
+
+
+def test_memory_that_does_not_do_looks_at_fewer_images_at_once_and_finds_the_same(tiny: Path, model: Any) -> None:
+    encoder, said = encoder_of(tiny, LABELS), list[int]()
+    known = features(encoder, [[5]] * 40)
+    judge, learner = judge_of(known, encoder, kind_of(LABELS), 4), Learner(model, FAMILY, "fp32")
+    whole = Validator(known, judge, Team(CPU))(learner, 1, stopped=lambda: False)
+    limit = memory_for(5, model)
+    try:
+        small = Validator(known, judge, Team(CPU), said.append)(learner, 1, stopped=lambda: False)
+    finally:
+        limit.remove()
+    assert said == [16, 8, 4], "once for each size, not for each piece"
+    assert whole is not None and small is not None and small.accuracy == whole.accuracy
+    assert small.loss == pytest.approx(whole.loss, abs=1e-5)
+
+
+def test_a_single_image_that_does_not_fit_is_said(tiny: Path, model: Any) -> None:
+    encoder = encoder_of(tiny, LABELS)
+    known, limit = features(encoder, [[5]] * 2), memory_for(0, model)
+    try:
+        with pytest.raises(UserError, match="a single image of validation does not fit"):
+            Validator(known, judge_of(known, encoder, kind_of(LABELS), 4), Team(CPU))(
+                Learner(model, FAMILY, "fp32"), 1, stopped=lambda: False
+            )
+    finally:
+        limit.remove()

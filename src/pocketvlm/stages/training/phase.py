@@ -227,8 +227,12 @@ def _watch(
     if len(judge.images) < len(validation.samples):
         work.progress.line(f"accuracy is measured on {len(judge.images)} of the {len(validation.samples)} images of validation, "
                            "whose answers are written out; the loss on all")  # fmt: skip
+
+    def halved(images: int) -> None:
+        work.progress.warn(f"out of memory: validation looks at {images} images at once from now on")
+
     return Watch(
-        run.plans[now.phase], now, loop=loop, validator=Validator(validation, judge, run.team), team=run.team,
+        run.plans[now.phase], now, loop=loop, validator=Validator(validation, judge, run.team, halved), team=run.team,
         partial=work.partial, progress=work.progress, stop=run.stop,
         places=Places(best, work.folder, work.scratch / "checkpoint"), early_stop=recipe.trainer.early_stop, trackers=trackers,
     )  # fmt: skip

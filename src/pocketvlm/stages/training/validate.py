@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pocketvlm.artifacts.checkpoint_layout import Validation
+from pocketvlm.errors import UserError
 from pocketvlm.stages.training.features import Features
 from pocketvlm.stages.training.learner import Learner
 from pocketvlm.stages.training.team import Team
@@ -99,10 +100,13 @@ def judge_of(features: Features, encoder: PromptEncoder, kind: TaskKind, max_new
 
 
 class Validator:
-    """Validates a learner."""
+    """Validates a learner. `halved` is told how many images are looked at together where the memory did not do for more."""
 
-    def __init__(self, features: Features, judge: Judge, team: Team) -> None:
-        self._features, self._judge, self._team = features, judge, team
+    def __init__(
+        self, features: Features, judge: Judge, team: Team, halved: Callable[[int], None] = lambda images: None
+    ) -> None:
+        self._features, self._judge, self._team, self._halved = features, judge, team, halved
+        self._judged, self._at_once = set(judge.images), IMAGES_AT_ONCE
         assert len(features.samples) == len(features.samples.labels), "validation asks the shipped question only"
         self._tokens = int((features.samples.labels_MS != IGNORE).sum())
 
@@ -110,25 +114,46 @@ class Validator:
     def __call__(self, learner: Learner, step: int, *, stopped: Callable[[], bool]) -> Validation | None:
         """Accuracy of the answers, and the mean loss of the right ones. Leaves the learner in eval mode.
 
-        `stopped` is asked every 32 images; None if it says so in any process of the team, which shares the images.
+        `stopped` is asked every 32 images; None if it says so in any process of the team, which shares the images. Raises
+        UserError when not even a single image fits into memory.
         """
         learner.eval()
-        judged, total = set(self._judge.images), len(self._features.samples)
+        total = len(self._features.samples)
         pieces = [range(start, min(start + IMAGES_AT_ONCE, total)) for start in range(0, total, IMAGES_AT_ONCE)]
         found: dict[int, tuple[int, float]] = {}
         for numbers in self._team.share(pieces):
             if stopped():
                 break
-            with learner.arithmetic():
-                features_FTC = self._features.of(learner.student, numbers)
-                chosen = [number for number in numbers if number in judged]
-                rows_FTC = self._features.rows_of(chosen, numbers, features_FTC)
-                right = self._judge(learner, chosen, rows_FTC) if chosen else 0
-            loss = float(learner(**self._features.text(numbers), features_FTC=features_FTC))
-            found[numbers.start] = right, loss
+            while (piece := self._piece(learner, numbers)) is None:
+                self._halve()
+            found[numbers.start] = piece
         # In the order of the images: the same sum, to the bit, however many processes there are.
         everything = dict(sorted(item for part in self._team.gather(found) for item in part.items()))
         if len(everything) < len(pieces):
             return None
-        return Validation(step=step, accuracy=sum(right for right, _ in everything.values()) / len(judged),
+        return Validation(step=step, accuracy=sum(right for right, _ in everything.values()) / len(self._judged),
                           loss=sum(loss for _, loss in everything.values()) / self._tokens)  # fmt: skip
+
+    def _piece(self, learner: Learner, numbers: range) -> tuple[int, float] | None:
+        """Right answers and the sum of the losses. None: the memory did not do."""
+        try:
+            parts = [self._look(learner, numbers[at : at + self._at_once]) for at in range(0, len(numbers), self._at_once)]
+        except torch.OutOfMemoryError:
+            return None
+        return sum(right for right, _ in parts), sum(loss for _, loss in parts)
+
+    def _look(self, learner: Learner, numbers: range) -> tuple[int, float]:
+        with learner.arithmetic():
+            features_FTC = self._features.of(learner.student, numbers)
+            chosen = [number for number in numbers if number in self._judged]
+            rows_FTC = self._features.rows_of(chosen, numbers, features_FTC)
+            right = self._judge(learner, chosen, rows_FTC) if chosen else 0
+        return right, float(learner(**self._features.text(numbers), features_FTC=features_FTC))
+
+    def _halve(self) -> None:
+        if self._at_once == 1:
+            raise UserError("run.trainer: a single image of validation does not fit into the memory of the device; use another")
+        self._at_once //= 2
+        if self._features.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._halved(self._at_once)
