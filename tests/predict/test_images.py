@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +112,26 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="holds no image"):
         find_images([tmp_path])
+
+
+def test_a_folder_that_may_not_be_read_is_refused_rather_than_left_out() -> None:
+    with an_ordinary_user(), tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        photos = Path(name)
+        (photos / "open.png").touch()
+        (photos / "closed").mkdir(mode=0)
+        try:
+            with pytest.raises(UserError, match=r"closed: cannot be read \(Permission denied\); let this user read it"):
+                find_images([photos])
+        finally:
+            (photos / "closed").chmod(0o700)
+
+
+@contextmanager
+def an_ordinary_user() -> Iterator[None]:
+    """Root may read everything."""
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)

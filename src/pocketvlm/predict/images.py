@@ -34,7 +34,7 @@ _large = threading.Lock()
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
     """Files as they are named, and what looks like an image in folders and theirs, sorted by path. Links to folders are not
-    followed. Raises UserError for a folder without images."""
+    followed. Raises UserError for a folder without images, and for one that cannot be read."""
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
@@ -48,7 +48,10 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 
 def _walk(root: Path) -> Iterable[Path]:
-    for current, folders, files in os.walk(root, followlinks=False):
+    def unread(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); let this user read it, or name the images")
+
+    for current, folders, files in os.walk(root, onerror=unread, followlinks=False):
         folders[:] = [name for name in folders if not is_litter(name)]
         for name in files:
             if not is_litter(name) and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 (names of a walk are texts)
