@@ -58,8 +58,10 @@ test: check llama-cpp ## all tests
 test-fast: check ## the tests that need no llama.cpp
 	@$(BIN)/pytest -m "not llamacpp and not chain and not real_size"
 
-bench: llama-cpp ## benchmarks: ratios, both sides in one run; result in bench/results
+bench: llama-cpp ## ratios, both sides in one run (result in bench/results); then operations and memory of training steps
 	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench.flops
+	@$(BIN)/python -m bench.memory
 
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate --no-header
 UV_SUBSET := $(UV_COMPILE) --python-version 3.12 --constraint requirements.lock
