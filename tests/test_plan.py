@@ -140,14 +140,14 @@ def test_a_folder_without_a_checkpoint_is_refused(environment: Environment) -> N
         check(digits(student={"model": "./nowhere"}), environment)
 
 
-def extract(folder: Path, title: str, **changes: Any) -> RunFile:
+def extract(folder: Path, title: str, questions: Any = (), **changes: Any) -> RunFile:
     """A run file of fields whose labels lie beside it; one of them has this title."""
     rows = [{"image_id": str(i), "image_path": f"{i}.png", "title": text} for i, text in enumerate(("short", title))]
     for row in rows:
         Image.new("RGB", (8, 8)).save(folder / row["image_path"])
     (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     fields = {"title": {"type": "string", "description": "what can be seen"}}
-    task = {"kind": "extract", "fields": fields, "question": 'As {"title": "a cat"}'}
+    task = {"kind": "extract", "fields": fields, "question": 'As {"title": "a cat"}', "questions": list(questions)}
     source = {"kind": "records", "path": "labels.jsonl", "field_columns": {"title": "title"}}
     return digits(task=task, labeller={"source": source}, **changes).model_copy(update={"folder": folder})
 
@@ -159,6 +159,15 @@ def test_the_longest_answer_of_local_labels_is_counted_and_refused_beyond_the_de
     message = r"run.device.max_new_tokens: 16 is too small for the answer '{\"title\":\"zyx.* at least \d+"
     with pytest.raises(RunFileError, match=message):
         check(extract(tmp_path, "zyx" * 20, device__max_new_tokens=16), environment)
+
+
+def test_other_words_for_fields_must_leave_room_for_the_longest_answer(environment: Environment, tmp_path: Path) -> None:
+    fits = extract(tmp_path, "a cat", device__max_new_tokens=64, questions=[{"ask": "why? " * 100}])
+    assert "with each image the shipped question, and 1 of 1 more" in plan(fits, environment)
+    message = r"run.task.questions\[1\]: image, question and answer take \d+ tokens and the student has 2048 positions"
+    with pytest.raises(RunFileError, match=message):
+        check(extract(tmp_path, "a cat", device__max_new_tokens=64, questions=[{"ask": "So?"}, {"ask": "why? " * 2000}]),
+              environment)  # fmt: skip
 
 
 def test_what_only_a_teacher_can_tell_is_said_to_be_unknown_yet(environment: Environment) -> None:

@@ -270,9 +270,29 @@ def test_how_many_questions_an_image_gets_means_nothing_without_questions() -> N
     assert "questions_per_image" not in check().model_dump()["task"]
 
 
-def test_an_extract_task_has_no_label_to_fill_into_questions() -> None:
-    text = refusal(**asked({"ask": "What?"}, kind="extract", classes={}))
-    assert text == "jobs/pets.yaml: run.task.questions: only kind: classify has a label to fill in; remove it"
+FIELDS = {"kind": "extract", "classes": {}, "fields": {"n": {"type": "integer", "description": "how many"}},
+          "question": 'As {"n": 1}'}  # fmt: skip
+
+
+def test_an_extract_task_may_be_asked_in_other_words() -> None:
+    others = {"ask": "How many? As {{}}"}, {"ask": "How many?", "answer": "They are {label}."}
+    run = check(**asked(*others, **FIELDS), labeller__source={"kind": "records", "path": "labels.jsonl"})
+    assert [question.answer for question in run.task.questions] == ["{label}", "They are {label}."]
+    assert "questions[0].ask: is `question`" in refusal(**asked({"ask": 'As {{"n": 1}}'}, **FIELDS))
+
+
+@pytest.mark.parametrize(
+    ("question", "key", "name"),
+    [({"ask": "Is it {label}?"}, "ask", "{label}"), ({"ask": "Which of {classes}?"}, "ask", "{classes}"),
+     ({"ask": "What?", "answer": "{label}: {description}"}, "answer", "{description}")],
+)  # fmt: skip
+def test_other_words_of_an_extract_task_have_only_the_answer_to_fill_in(question: dict[str, str], key: str, name: str) -> None:
+    text = refusal(**asked({"ask": "So?"}, question, **FIELDS))
+    assert f"questions[1].{key}: {name} is nothing that fields have; remove it" in text
+
+
+def test_an_extract_task_has_no_label_to_reason_for() -> None:
+    assert "run.task.answer: only kind: classify has a label to reason for" in refusal(**asked(**FIELDS, answer="reasoning"))
 
 
 @pytest.mark.parametrize("name", ["", " cat", "ca\nt", 'c"at', "c\\at", "<cat>"])

@@ -74,6 +74,16 @@ def test_a_label_is_compact_json_of_the_fields_in_order_and_the_answer_is_it(tab
         assert row.question == TASK["question"] and row.variants == ()
 
 
+def test_training_images_are_asked_in_other_words_too_and_only_they(table: Table) -> None:
+    write_plates(table.root, 40)
+    questions = [{"ask": "What is on it? As {{...}}"}, {"ask": "List it.", "answer": "It is {label}"}]
+    artifact = table.label(table.run_file({"questions": questions, "questions_per_image": 2}))
+    for split in SPLITS:
+        for row in read_split(table.open(artifact), split):
+            others = (("What is on it? As {...}", row.answer), ("List it.", f"It is {row.answer}"))
+            assert row.variants == (others if split == "train" else ())
+
+
 def test_the_dataset_opens_as_those_of_the_hub_do_and_has_no_class_labels(table: Table) -> None:
     from datasets import load_dataset
 

@@ -38,8 +38,10 @@ def _length_problems(recipe: Recipe, facts: StudentFacts) -> Iterator[str]:
             (len(facts.encoder.sample(facts.layout, answer, question).ids), label)
             for label, question, answer in every_variant(recipe.task, place)
         )
+        # The label of an empty one is not known yet; no answer is longer than the phone may write.
+        tokens, whose = (tokens, f" for {label!r}") if label else (tokens + recipe.device.max_new_tokens, "")
         if tokens > facts.positions:
-            yield (f"run.task.questions[{place}]: image, question and answer for {label!r} take {tokens} tokens and the student "
+            yield (f"run.task.questions[{place}]: image, question and answer{whose} take {tokens} tokens and the student "
                    f"has {facts.positions} positions; shorten it, or set a smaller {key}")  # fmt: skip
 
 

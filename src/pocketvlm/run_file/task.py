@@ -90,7 +90,7 @@ def _in_order(value: Any, what: str) -> Any:
 
 class Question(Block):
     """Another wording of question and answer, for training. `{label}`, `{description}` (that of the label) and `{classes}` (all
-    names) are filled in; `{{` and `}}` are braces."""
+    names) are filled in; `{{` and `}}` are braces. For `extract`, `{label}` is the JSON, and `answer` alone may have it."""
 
     ask: str
     """The question, for example `Which of these is it: {classes}?`; another one than `task.question`."""
@@ -144,13 +144,11 @@ class Task(Block):
         return block
 
     def idle(self) -> dict[str, str]:
+        idle = {} if self.questions else {"questions_per_image": "there are no questions to choose from; remove it"}
         if self.kind == "extract":
-            why = "only kind: classify has a label to fill in; remove it"
-            idle = dict.fromkeys(("questions", "questions_per_image", "answer", "reasons"), why)
+            idle |= dict.fromkeys(("answer", "reasons"), "only kind: classify has a label to reason for; remove it")
             return idle | ({"classes": "only kind: classify has classes; remove it"} if self.classes else {})
-        idle = {"fields": "only kind: extract has fields; remove it"}
-        if not self.questions:
-            idle["questions_per_image"] = "there are no questions to choose from; remove it"
+        idle["fields"] = "only kind: extract has fields; remove it"
         return idle if self.answer == "reasoning" else idle | {"reasons": "only answer: reasoning has them; remove it"}
 
     @field_validator("question", "system")
@@ -229,10 +227,14 @@ class Task(Block):
     def _questions_are_others(self) -> Self:
         """What is shipped must not be taught a second answer, and nothing twice."""
         names = ", ".join(self.classes)
+        for i, question in enumerate(self.questions if self.fields else []):
+            for key, text, most in (("ask", question.ask, ()), ("answer", question.answer, ("label",))):
+                if name := next((name for name in placeholders(text) if name not in most), None):
+                    raise ValueError(f"questions[{i}].{key}: {{{name}}} is nothing that fields have; remove it")
         for i, question in enumerate(self.questions):
             if question in self.questions[:i]:
                 raise ValueError(f"questions[{i}]: is there already; remove it")
-            values = [{"label": name, "description": text, "classes": names} for name, text in self.classes.items()]
+            values = [{"label": name, "description": text, "classes": names} for name, text in self.classes.items()] or [{}]
             if any(fill(question.ask, of_class) == self.question for of_class in values):
                 raise ValueError(f"questions[{i}].ask: is `question`, which is trained with its plain answer; word it otherwise")
         return self

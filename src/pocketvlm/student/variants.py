@@ -19,8 +19,8 @@ def variants(task: Task, sha256: str, label: str) -> list[tuple[str, str]]:
 
 
 def every_variant(task: Task, place: int) -> list[tuple[str, str, str]]:
-    """(label, question, answer) of the template at this place for every class."""
-    return [(label, *_filled(task, place, label)) for label in task.classes]
+    """(label, question, answer) of the template at this place for every class; without classes one, of an empty label."""
+    return [(label, *_filled(task, place, label)) for label in task.classes or [""]]
 
 
 def variants_per_image(task: Task) -> int:
@@ -41,7 +41,7 @@ def settings(task: Task) -> dict[str, Any]:
 
 
 def _filled(task: Task, place: int, label: str) -> tuple[str, str]:
-    values = {"label": label, "description": task.classes[label].strip(), "classes": ", ".join(task.classes)}
+    values = {"label": label, "description": task.classes.get(label, "").strip(), "classes": ", ".join(task.classes)}
     ask, answer = (fill(text, values) for text in _texts(task.questions[place]))
     return ask, answer.strip()
 
