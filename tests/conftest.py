@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -40,10 +41,14 @@ from pocketvlm.stages.stage import STAGES
 
 # As the door does, before any test imports torch: see environment.calm_idle_threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A shell's background job ignores it, and what it starts would, too: some tests interrupt what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 # Servers and run files for the tests of several rooms, some of which are scripts too.
 sys.path[:0] = [str(ROOT / "tests" / "teacher"), str(ROOT / "tests" / "sources"), str(ROOT / "tests" / "fixtures")]
+sys.path.append(str(ROOT))  # bench
 from runs import SMALL, job  # noqa: E402
 from turns import pytest_collection_modifyitems, pytest_configure, pytest_xdist_make_scheduler  # noqa: E402, F401
 

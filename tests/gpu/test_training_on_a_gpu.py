@@ -28,7 +28,6 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 
 def test_a_thousand_images_are_trained_on_three_times_in_ten_seconds_and_six_gigabytes(tmp_path: Path) -> None:
-    sys.path.insert(0, str(ROOT))
     from bench import ours
     from bench.setting import Setting
 

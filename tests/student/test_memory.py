@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.memory import measure
 from pocketvlm.run_file import Phase, Trainer
 from pocketvlm.student.families import FAMILIES
 from pocketvlm.student.memory import BITS_BYTES, Pass, estimate, feature_width
 from pocketvlm.student.tiny import tiny_config
 
-ROOT = Path(__file__).parents[2]
 WITHIN = 0.15
 LORA, FULL, VISION = "lora text, kept features", "full connector and text, kept features", "full, vision too"
 
@@ -25,11 +24,8 @@ LORA, FULL, VISION = "lora text, kept features", "full connector and text, kept 
     ],
 )  # fmt: skip
 def test_the_peak_of_a_step_is_within_fifteen_per_cent_of_the_estimate(
-    monkeypatch: pytest.MonkeyPatch, tokenizer: Any, recipe: str, precision: str, passes: int
+    tokenizer: Any, recipe: str, precision: str, passes: int
 ) -> None:
-    monkeypatch.syspath_prepend(ROOT)
-    from bench.memory import measure
-
     found = measure(tiny_config(tokenizer), recipe, batch=2, precision=precision, passes=passes)
     assert found["ratio"] == pytest.approx(1, abs=WITHIN), found
 

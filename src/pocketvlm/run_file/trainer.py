@@ -61,8 +61,8 @@ class Phase(Block):
     @model_validator(mode="after")
     def _rates_can_be(self) -> Self:
         for part, rate in self.part_learning_rates.items():
-            if not 0 < rate < math.inf:
-                raise ValueError(f"part_learning_rates.{part}: {rate:g} is no rate; use one above 0, or take {part} out of train")
+            if not 0 <= rate < math.inf:
+                raise ValueError(f"part_learning_rates.{part}: {rate:g} is no rate; use a number from 0 up")
         return self
 
     @model_validator(mode="after")

@@ -54,7 +54,7 @@ def test_a_warm_up_that_cannot_be_is_refused(settings: dict[str, Any], message: 
         Phase.model_validate(settings)
 
 
-@pytest.mark.parametrize("rate", [0, -1e-4, float("nan"), float("inf")])
+@pytest.mark.parametrize("rate", [-1e-4, float("nan"), float("inf")])
 def test_a_rate_of_a_part_that_is_none_is_refused(rate: float) -> None:
     with pytest.raises(ValidationError, match=r"part_learning_rates\.text: \S+ is no rate"):
         Phase.model_validate({"train": ["text"], "part_learning_rates": {"text": rate}})
