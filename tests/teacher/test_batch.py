@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pocketvlm.teacher.budget import Budget
 from pocketvlm.teacher.journal import Journal
 from pocketvlm.teacher.live import LiveClient
 from pocketvlm.teacher.question import TeacherQuestion
+from pocketvlm.teacher.shards import ShardBook
 
 
 class Desk:
@@ -238,6 +240,53 @@ def test_two_at_once_bill_once(desk: Desk) -> None:
     assert [len(reply) for reply in replies] == [14, 14, 14]
     assert all(one.outcomes for reply in replies for one in reply)
     assert desk.bills() == {1: 17}
+
+
+class Overtaken(FolderStore):
+    """The third look at the list of open batches, which follows planning, comes when `others` have ended theirs."""
+
+    def __init__(self, root: Path, others: Callable[[], object]) -> None:
+        super().__init__(root)
+        self.others, self.looks = others, 0
+
+    def read_tagged(self, key: str) -> tuple[bytes, str] | None:
+        if key.endswith("/open.json"):
+            self.looks += 1
+            if self.looks == 3:
+                self.others()
+        return super().read_tagged(key)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("journalled", [True, False], ids=["with its answers", "without"])
+def test_a_batch_that_another_ends_while_we_plan_loses_no_question(desk: Desk, journalled: bool) -> None:
+    desk.fake.change(batch_step_s=0.3)
+    first = desk.client()
+    ticket = first.ask(pictures(4))
+    while not any(book.open() for book in books(desk)):
+        time.sleep(0.01)
+
+    def ended() -> None:
+        if journalled:
+            ticket.wait()
+        else:
+            first.close()
+            for book in books(desk):
+                for held in book.open():
+                    book.end(held)
+
+    second = desk.client(store=Overtaken(desk.folder / "store", ended))
+    try:
+        replies = second.ask(pictures(4)).wait()
+    finally:
+        first.close()
+        second.close()
+    assert all(reply.outcomes for reply in replies)
+    assert not journalled or desk.bills() == {1: 4}
+
+
+def books(desk: Desk) -> list[ShardBook]:
+    return [ShardBook(desk.store, folder.name) for folder in (desk.folder / "store" / "answers").glob("*")]
 
 
 class Mortal:

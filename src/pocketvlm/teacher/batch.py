@@ -246,16 +246,17 @@ class BatchClient:
             self._steps = self._make_steps()
         book, ids = self._steps.book, self._unplanned
         for held in book.open():
-            ours = sum(id in self._wanted for id in held.shard.ids)
-            if held.shard.status == "planned" and 0 < ours < len(held.shard.ids):
+            known = sum(id in self._wanted for id in held.shard.ids)
+            if held.shard.status == "planned" and 0 < known < len(held.shard.ids):
                 book.give_up(held)  # of an earlier run that asked more: its file cannot be made
         book.plan(self._new_shards)
         for held in book.open():
             if any(id in self._wanted for id in held.shard.ids):
                 self._shards.setdefault(held.shard.id, held)
-        self._unplanned = []
-        for id in ids:
-            self._deliver(id)
+        self._journal.refresh()
+        ours = {id for held in self._shards.values() for id in held.shard.ids}
+        # In neither: another process' shard had it when we planned, and has ended since. It is looked for anew.
+        self._unplanned = [id for id in ids if not self._deliver(id) and id not in ours]
         return len(ids)
 
     def _new_shards(self, open_shards: Sequence[Shard]) -> list[dict[str, Any]]:
