@@ -4,7 +4,7 @@ Both sides count tensors. On a GPU the peak of torch's allocator; on the CPU wha
 of torch's own record of what it gives out and takes back during it. Resident memory (highest, over that before the weights) is
 shown beside: glibc keeps some of what was given back.
 
-    python -m bench.memory           tens of minutes on two busy cores, 8 GB; --layers shortens it
+    python -m bench.memory           three minutes on two quiet cores, 8 GB; --layers shortens it
 """
 
 from __future__ import annotations
