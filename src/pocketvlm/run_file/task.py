@@ -224,13 +224,19 @@ class Task(Block):
         return self
 
     @model_validator(mode="after")
+    def _questions_of_fields_hold_their_answer_alone(self) -> Self:
+        for i, question in enumerate(self.questions if self.fields else []):
+            asked = placeholders(question.ask)
+            answered = [name for name in placeholders(question.answer) if name != "label"]
+            if asked or answered:
+                key, name = ("ask", asked[0]) if asked else ("answer", answered[0])
+                raise ValueError(f"questions[{i}].{key}: {{{name}}} is nothing that fields have; remove it")
+        return self
+
+    @model_validator(mode="after")
     def _questions_are_others(self) -> Self:
         """What is shipped must not be taught a second answer, and nothing twice."""
         names = ", ".join(self.classes)
-        for i, question in enumerate(self.questions if self.fields else []):
-            for key, text, most in (("ask", question.ask, ()), ("answer", question.answer, ("label",))):
-                if name := next((name for name in placeholders(text) if name not in most), None):
-                    raise ValueError(f"questions[{i}].{key}: {{{name}}} is nothing that fields have; remove it")
         for i, question in enumerate(self.questions):
             if question in self.questions[:i]:
                 raise ValueError(f"questions[{i}]: is there already; remove it")
