@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import signal
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def finish(there: Place, stage: str) -> None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
                 seen += answer.read().decode()
-        except (urllib.error.URLError, OSError):
+        except (OSError, http.client.HTTPException):  # not up yet, or it ended in the middle of an answer
             pass
         time.sleep(0.02)
     log = process.communicate()[1]
