@@ -71,7 +71,8 @@ def said(confidence: float, vote: int = 0) -> Outcome:
 
 def test_a_run_that_was_killed_goes_on_with_the_money_that_is_left(desk: Desk) -> None:
     desk.put(CLASSES * 70)
-    cap = 80 * price_of_one(desk)
+    each = price_of_one(desk)
+    cap = 80 * each
     run_file = desk.run_file(teacher={"in_flight": 8}, max_cost_usd=cap)
     whole = desk.label(run_file, "whole")
     desk.teacher.ledger.__init__()  # type: ignore[misc]
@@ -80,7 +81,8 @@ def test_a_run_that_was_killed_goes_on_with_the_money_that_is_left(desk: Desk) -
     again = desk.label(run_file, "killed")
     assert desk.teacher.ledger.usd <= cap * 90 / 80
     assert (again.id, again.files, again.facts) == (whole.id, whole.files, whole.facts)
-    assert again.measurements()["costs"]["usd"] == pytest.approx(desk.teacher.ledger.usd, rel=0.05)
+    # What was in flight when it was killed is billed, and no answer tells of it.
+    assert -0.5 * each < desk.teacher.ledger.usd - again.measurements()["costs"]["usd"] < 8.5 * each
 
 
 def test_pieces_that_were_saved_are_looked_at_before_more_are_made(tmp_path: Path) -> None:
