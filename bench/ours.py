@@ -44,13 +44,15 @@ def train(setting: Setting, number: int) -> Spent:
         spool = Spool(scratch / "features.bin")
         with measured(setting.images) as cache:
             rows = features.compute(family, model, samples.tiles, device, spool, lambda done, total: None)
+        images = Features(samples, family, device, rows)
+        images.hold()
         (plan,) = plan_phases(setting.trainer, len(samples))
         rules = Rules(
             seed=(0, 0), max_grad_norm=setting.trainer.max_grad_norm,
             factor=lambda step: factor(phase, step, steps=plan.steps, steps_per_epoch=plan.steps_per_epoch),
         )  # fmt: skip
         loop = Loop(
-            learner, parameter_groups(model, family, phase), Features(samples, family, device, rows),
+            learner, parameter_groups(model, family, phase), images,
             Order(samples.lengths, batch_size=setting.batch_size, seed=(0, 0)), Team(device), rules,
             micro_batch_size=setting.batch_size,
         )  # fmt: skip

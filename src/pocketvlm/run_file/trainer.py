@@ -142,7 +142,7 @@ class Trainer(Block):
     out to be too small, it is halved and the step done again: a step stays `batch_size` samples."""
     memory_gb: float | None = Field(default=None, gt=0)
     """Memory (10^9 bytes) that training may take, for the default of `micro_batch_size` and of `gradient_checkpointing`; default:
-    90 % of the GPU's, and on a CPU no limit."""
+    90 % of the GPU's, and on a CPU no limit. On a GPU the kept images make room first: they stay on the host."""
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     """Forget the layers' activations and compute them again where they are needed: less memory, about a third more work, the
     same weights. `auto`: only where a micro-batch of one sample does not fit otherwise."""

@@ -25,7 +25,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pocketvlm.run_file import Part, Phase, Trainer
@@ -33,8 +33,8 @@ from pocketvlm.student.families import HEAD, PARTS, Family, full_modules, lora_t
 
 Shape = tuple[int, ...]
 HELD_BYTES = 4 << 30
-"""Features or pixels of a split up to this size lie on the device, larger ones in a file: 1,000 images of two tiles at SmolVLM's
-size are 0.8 GB of pixels and 1.6 GB of bf16 features."""
+"""Features or pixels of a split up to this size lie on the device where it has room, larger ones in a file: 1,000 images of two
+tiles at SmolVLM's size are 0.8 GB of pixels and 1.6 GB of bf16 features."""
 BITS_BYTES = {8: 1.05, 4: 0.55}
 """A weight of a base in few bits, its scales included."""
 LOGIT_BYTES = 12
@@ -114,6 +114,8 @@ class Passes:
     batch_size: int
     fits: bool
     """False: not even this is within the budget."""
+    images_on_host: bool = False
+    """Features or pixels stay there, and each pass brings its own: the device has no room for all of them."""
 
     @property
     def gigabytes(self) -> float:
@@ -125,18 +127,21 @@ class Passes:
         """For a person."""
         m, short = self.memory, "" if self.fits else ", which is more than there is"
         activations = m.activations(self.size) / 1e9
+        images = "in the host's memory" if self.images_on_host else f"{m.held / 1e9:.2f}"
         how = ", activations computed twice" if self.checkpointing else ""
         return (f"about {self.gigabytes:.2f} GB in passes of {self.size}{how}{short}: weights {m.weights / 1e9:.2f}, gradients "
-                f"{m.gradients / 1e9:.2f}, AdamW {m.moments / 1e9:.2f}, activations {activations:.2f}, images {m.held / 1e9:.2f}")
+                f"{m.gradients / 1e9:.2f}, AdamW {m.moments / 1e9:.2f}, activations {activations:.2f}, images {images}")
 
 
 def choose_passes(
     family: Family, shapes: Mapping[str, Shape], settings: Trainer, phase: Phase, longest: Pass, *, tied_head: bool,
     precision: Literal["bf16", "fp32"], held_bytes: float = 0, budget_bytes: float | None = None, processes: int = 1,
+    own_memory: bool = True,
 ) -> Passes:  # fmt: skip
     """The size that the run file gives, or else the largest that halves `batch_size` often enough to be within the budget.
 
-    `shapes` has the tensors of the base by name.
+    `shapes` has the tensors of the base by name. A device with memory of its own leaves the images on the host before it halves:
+    those of a pass are few beside all.
     """
     budget = settings.memory_gb * 1e9 if settings.memory_gb else budget_bytes or math.inf
     asked = settings.micro_batch_size
@@ -145,12 +150,15 @@ def choose_passes(
     for checkpointing in ways:
         memory = estimate(family, shapes, settings, phase, longest, tied_head=tied_head, precision=precision,
                           held_bytes=held_bytes, checkpointing=checkpointing)  # fmt: skip
+        on_host = own_memory and held_bytes > 0 and memory.total(largest, settings.batch_size) > budget
+        if on_host:
+            memory = replace(memory, held=0)
         size = largest
         while size > 1 and not asked and memory.total(size, settings.batch_size) > budget:
             size = -(-size // 2)
         fits = memory.total(size, settings.batch_size) <= budget
         if fits or checkpointing == ways[-1]:
-            return Passes(size, checkpointing, memory, settings.batch_size, fits)
+            return Passes(size, checkpointing, memory, settings.batch_size, fits, on_host)
     raise AssertionError("the last way is always taken")
 
 

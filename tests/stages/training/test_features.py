@@ -49,3 +49,19 @@ def test_features_that_are_kept_are_taken_as_they_are(model: Any, tmp_path: Path
     many = samples(images=3, tiles=2)
     kept = torch.arange(6.0).reshape(6, 1, 1)
     assert Features(many, FAMILY, torch.device("cpu"), kept).of(model, [2, 0]).flatten().tolist() == [4, 5, 0, 1]
+
+
+@pytest.mark.parametrize(("largest", "whole"), [(24, 1), (23, 0)])
+def test_all_images_go_to_the_device_when_they_are_held_and_are_not_too_many(
+    monkeypatch: pytest.MonkeyPatch, largest: int, whole: int
+) -> None:
+    monkeypatch.setattr("pocketvlm.stages.training.features.HELD_BYTES", largest)
+    features = Features(samples(images=3, tiles=2), FAMILY, torch.device("meta"), torch.arange(6.0).reshape(6, 1, 1))
+    moved: list[int] = []
+    move = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: (moved.append(len(tensor)), move(tensor, device))[1])
+    batch = features.batch([0])["features_FTC"]
+    assert batch.device.type == "meta" and moved == [2]
+    features.hold()
+    assert moved[1:] == [6] * whole and features.held_bytes == 24 * whole
+    assert features.batch([0])["features_FTC"].shape == batch.shape

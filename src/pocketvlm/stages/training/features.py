@@ -34,14 +34,17 @@ class Features:
         self.device = device
         rows = samples.tiles if cached_NTC is None else cached_NTC
         self.cached = cached_NTC is not None
-        # On the device if it fits: no copying in the loop.
-        fits = rows.nbytes <= HELD_BYTES
-        self._rows = rows.to(device) if fits else rows
-        self.held_bytes = rows.nbytes if fits else 0
-        """In the device's memory."""
+        self._rows = rows
+        self.held_bytes = rows.nbytes if rows.nbytes <= HELD_BYTES else 0
+        """What `hold` takes of the device's memory; 0 for a split that is too large to be held."""
         self._ids_MS = samples.ids_MS.to(device)
         self._labels_MS = samples.labels_MS.to(device)
         self._answer_tokens = (samples.labels_MS != IGNORE).sum(dim=1).tolist()
+
+    def hold(self) -> None:
+        """Keeps the images on the device, if they are not too many: no copying in the loop."""
+        if self.held_bytes:
+            self._rows = self._rows.to(self.device)
 
     def batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         """Arguments of `Learner.forward` for these samples, on the device."""

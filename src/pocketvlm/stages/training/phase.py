@@ -185,8 +185,11 @@ def _loop(
     passes = choose_passes(
         run.geometry.family, pupil.shapes, settings, phase, _longest(run, train), tied_head=run.geometry.tied_head,
         precision=run.precision, held_bytes=train.held_bytes + validation.held_bytes, budget_bytes=_budget(run.team.device),
-        processes=run.team.size,
+        processes=run.team.size, own_memory=run.team.device.type != "cpu",
     )  # fmt: skip
+    if not passes.images_on_host:
+        train.hold()
+        validation.hold()
     if passes.checkpointing:
         learner.forget_activations()
     run.work.progress.line(passes.words)
