@@ -65,6 +65,12 @@ def test_plan_counts_every_pair_of_question_and_answer_as_a_sample(environment: 
     assert "2 epochs = 472 steps of 16" in asked
 
 
+def test_a_run_to_stand_beside_that_is_not_there_yet_is_told_of_before_anything_is_paid_for(environment: Environment) -> None:
+    text = plan(digits(evaluator__beside="fruit"), environment)
+    assert "beside fruit: no finished run or release of" in text and "refuses to begin" in text
+    assert not re.search("^ +beside ", plan(digits(), environment), re.MULTILINE)
+
+
 def test_a_plan_makes_nothing(environment: Environment) -> None:
     plan(digits(), environment)
     assert not [path for path in Path(environment.store).rglob("*") if path.is_file() and ".pending" not in path.parts]

@@ -64,6 +64,7 @@ def test_a_reason_costs_tokens_and_time_and_the_report_shows_both_runs(digits: P
     (page,) = (path.read_text() for path in reasons.folder.rglob("reports/*.html"))
     for text in (f"{own['tokens']['median']:g}", f"{other['tokens']['median']:g}", "digits-", "McNemar"):
         assert text in page, text
+    assert " beside digits\n" in reasons.pocketvlm("plan", str(reasons.run_file)).stdout
 
 
 def test_no_reason_and_no_field_of_a_teacher_is_in_what_the_student_is_asked(reasons: Place, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import math
 
 from pocketvlm.artifacts.artifact import Artifact, find
 from pocketvlm.artifacts.dataset import SPLITS
+from pocketvlm.artifacts.evaluated import report_of, run_named
 from pocketvlm.artifacts.open import open_store
 from pocketvlm.artifacts.run_record import run_id
 from pocketvlm.artifacts.store import Store
@@ -58,7 +59,7 @@ def plan(run_file: RunFile, environment: Environment) -> str:
         "trainer": [*_student(recipe, facts, longest), *_phases(recipe, facts, images)],
         "merger": [f"{len(facts.shapes)} tensors, {2 * facts.parameters() / 1e6:.1f} MB as bf16"],
         "quantiser": _quantiser(recipe, facts),
-        "evaluator": _evaluator(recipe, images["test"] if images else None),
+        "evaluator": [*_evaluator(recipe, images["test"] if images else None), *_beside(recipe, store)],
     }
     for stage in STAGES:
         artifact = found[stage]
@@ -160,3 +161,14 @@ def _evaluator(recipe: Recipe, test_images: int | None) -> list[str]:
         f"{pairs + 1} pairs on llama.cpp, one of them the base's, {images} held-out images each, and transformers",
         f"gates: {gates}, and what holds by default of the others",
     ]
+
+
+def _beside(recipe: Recipe, store: Store) -> list[str]:
+    """No problem yet where the other run is not there: it may end before this one's evaluator begins."""
+    named = recipe.evaluator.beside
+    if named is None:
+        return []
+    run = run_named(store, named)
+    there = run is not None and report_of(store, run) is not None
+    missing = "" if there else f": no finished run or release of {store.url} yet, and the evaluator refuses to begin without it"
+    return [f"beside {named}{missing}"]
